@@ -1,30 +1,21 @@
-// Where this package lies, found from the running file upwards, so that it is the same from lib/ and from dist/.
-
-import { existsSync, readFileSync } from 'node:fs';
+// Where this package lies: the folder of its package.json, found upwards from this file.
+//
+// The same code runs from lib/ (tests), from dist/*.js and from dist/*.cjs, at different depths; prebuilt binaries, the
+// worker script and the demonstration model are all found from the root.
+import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { QFormerError } from './errors.js';
 
-/** The folder of this package's package.json. */
+let root: string | undefined;
+
+/** The package's root folder (absolute path). */
 export function packageRoot(): string {
-  const start = dirname(fileURLToPath(import.meta.url));
-  for (let dir = start; ; dir = dirname(dir)) {
-    if (existsSync(join(dir, 'package.json'))) return dir;
-    if (dir === dirname(dir)) throw new QFormerError('INTERNAL', `no package.json above ${start}`);
-  }
+  return (root ??= findRoot(dirname(fileURLToPath(import.meta.url))));
 }
 
-/** The version in package.json. */
-export function packageVersion(): string {
-  return String(JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')).version);
-}
-
-/** The demonstration model that ships with the package. */
-export function demoModel(): string {
-  return join(packageRoot(), 'models', 'emoji-vlm');
-}
-
-/** The image of the demonstration. */
-export function demoImage(): string {
-  return join(packageRoot(), 'models', 'samples', 'fox_noto.png');
+function findRoot(folder: string): string {
+  if (existsSync(join(folder, 'package.json'))) return folder;
+  const parent = dirname(folder);
+  if (parent === folder) throw new Error('qformer: package.json not found above the library');
+  return findRoot(parent);
 }

@@ -2,7 +2,7 @@
 
 import { basename } from 'node:path';
 import type { GenerationResult } from '../generation.js';
-import { demoImage } from '../package-root.js';
+import { demoImage } from '../package-files.js';
 import { print } from './ask.js';
 import { generateOptions, type CommonFlags } from './flags.js';
 import { duration } from './output.js';

@@ -2,7 +2,7 @@
 // command's code, and with it the library, comes in when the command runs, so `--version` and `--help` answer at once.
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
-import { packageVersion } from '../package-root.js';
+import { packageVersion } from '../package-files.js';
 import type { CommonFlags } from './flags.js';
 import { fail, oneLine, quietOnBrokenPipe } from './output.js';
 

@@ -1,7 +1,7 @@
 // `qformer doctor` and `qformer info`: reports for people, or the same as JSON.
 
 import { doctor, inspect } from '../index.js';
-import { demoModel } from '../package-root.js';
+import { demoModel } from '../package-files.js';
 import { bytes } from './output.js';
 
 /** Prints what the machine offers. Exit code 1 when the native code cannot be used at all. */

@@ -1,7 +1,7 @@
 // A loaded model for the time of one command: progress bar while loading, interrupt signal, and disposal whatever happens.
 
 import { loadModel, type Model } from '../index.js';
-import { demoModel } from '../package-root.js';
+import { demoModel } from '../package-files.js';
 import type { LoadOptions, LoadProgress } from '../options.js';
 import { loadOptions, type CommonFlags } from './flags.js';
 import { bytes, interruptSignal } from './output.js';
