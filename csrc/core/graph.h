@@ -34,6 +34,7 @@ class Graph {
  public:
   using AnyOp = QfStatus (*)(int32_t, const void*);
 
+  ~Graph() { end(); }
   // Starts recording on this thread. INVALID_ARGUMENT if one is being recorded already.
   void begin();
   // Ends recording on this thread; safe to call when it never began.
