@@ -3,6 +3,7 @@
 // the recording only, so that a replay overwrites nobody else's data. Tensors from outside are kept alive by the graph.
 #pragma once
 
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <type_traits>

@@ -73,7 +73,7 @@ void bind_ops(Napi::Env env, Environment& environment, Napi::Object exports) {
 }
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
-  register_backend(cpu::backend());
+  register_backend(cpu::cpu_backend());
   auto* environment = new Environment;
   env.SetInstanceData<Environment>(environment);
   bind_tensors(env, *environment, exports);

@@ -1,5 +1,5 @@
 // Graphs, mapped files and devices as JavaScript sees them.
-#include "cpu/thread_pool.h"
+#include "cpu/cpu_backend.h"
 #include "napi/tensors.h"
 #include "ops/check.h"
 
@@ -73,9 +73,9 @@ napi_value list_devices(Environment&, Napi::Env env) {
 
 void set_threads(Environment&, Napi::Env, int64_t threads) {
   ops::check_range("setThreads", "threads", threads, 1, 1024);
-  cpu::set_threads(static_cast<int>(threads));
+  cpu::set_threads(static_cast<int32_t>(threads));
 }
 
-double get_threads(Environment&, Napi::Env) { return cpu::get_threads(); }
+double get_threads(Environment&, Napi::Env) { return cpu::threads(); }
 
 }  // namespace qformer::napi
