@@ -2,10 +2,8 @@
 // Tensors, graphs and files cross the boundary as integer handles; 0 stands for "none".
 
 import { createRequire } from 'node:module';
-import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { QFormerError } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 
 export type Handle = number;
 export type TypedArray = Float32Array | Int32Array | Uint16Array | Uint8Array;
@@ -92,14 +90,6 @@ export interface Native {
   warpLogits(logits: Handle, temperature: Handle, topK: Handle, topP: Handle, minP: Handle): Handle;
   sample(scores: Handle, temperature: Handle, seed: Handle, step: Handle): Handle;
   topK(x: Handle, k: number): [values: Handle, ids: Handle];
-}
-
-function packageRoot(): string {
-  for (let dir = dirname(fileURLToPath(import.meta.url)); ; dir = dirname(dir)) {
-    const manifest = join(dir, 'package.json');
-    if (existsSync(manifest) && (JSON.parse(readFileSync(manifest, 'utf8')) as { name?: string }).name === 'qformer') return dir;
-    if (dirname(dir) === dir) throw new QFormerError('IO', 'the folder of the qformer package was not found');
-  }
 }
 
 function load(): Native {
