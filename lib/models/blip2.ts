@@ -49,8 +49,8 @@ export class Blip2 implements VisionLanguageModel {
     }
     return scope(() => {
       const queries = this.queryTokens.tensor.reshape([numQueryTokens, config!.hiddenSize]);
-      const { hidden, layout } = this.qformer.forward({ queries, features, batch, text: instructionIds });
-      return this.languageProjection.forward(layout.queriesOf(hidden)!);
+      const output = this.qformer.forward({ queries, features, batch, text: instructionIds });
+      return this.languageProjection.forward(output.queries!);
     });
   }
 

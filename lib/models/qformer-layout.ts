@@ -3,7 +3,7 @@
 // Where only one kind exists, apart and joined are the same rows and nothing is copied.
 
 import { cuSeqlens } from '../nn/sequences.js';
-import { ops, Tensor, type Device } from '../tensor/index.js';
+import { ops, Tensor } from '../tensor/index.js';
 
 /** Index tensors of one packed batch; they belong to the scope in which the layout was made. */
 export class QFormerLayout {
@@ -21,7 +21,7 @@ export class QFormerLayout {
     textLengths: readonly number[],
     readonly numQuery: number,
     imageTokens: number,
-    readonly device: Device,
+    readonly device: string,
   ) {
     const batch = textLengths.length;
     const lengths = textLengths.map((length) => numQuery + length);

@@ -9,7 +9,7 @@ import { Embedding } from '../nn/embedding.js';
 import { LayerNorm } from '../nn/norm.js';
 import type { ParameterSource } from '../nn/parameter.js';
 import { runLayers } from '../nn/sequences.js';
-import { ops, scope, Tensor, type Device } from '../tensor/index.js';
+import { ops, scope, Tensor } from '../tensor/index.js';
 import { QFormerLayer } from './qformer-layer.js';
 import { QFormerLayout } from './qformer-layout.js';
 
@@ -30,14 +30,16 @@ export interface QFormerInput {
   mask?: QFormerMask;
 }
 
-/** hidden: [rows, hidden] f32, packed as `layout` says. */
+/** The last layer's rows: queries [batch · num_query, hidden] f32, text [text tokens, hidden] f32, each where there are any. */
 export interface QFormerOutput {
-  hidden: Tensor;
-  layout: QFormerLayout;
+  queries: Tensor | undefined;
+  text: Tensor | undefined;
 }
 
-/** A batch after the embeddings, ready for the layers. */
-export interface EmbeddedQFormerInput extends QFormerOutput {
+/** A batch after the embeddings, ready for the layers; hidden: [rows, hidden] f32, packed as `layout` says. */
+export interface EmbeddedQFormerInput {
+  hidden: Tensor;
+  layout: QFormerLayout;
   features: Tensor | undefined;
   mask: QFormerMask;
 }
@@ -79,7 +81,7 @@ export class QFormer {
       const embedded = this.embed(input);
       const { layout, features, mask } = embedded;
       const hidden = runLayers(embedded.hidden, this.layers, (layer, x) => layer.forward(x, layout, features, mask));
-      return { hidden, layout };
+      return { queries: layout.queriesOf(hidden), text: layout.textOf(hidden) };
     });
   }
 
@@ -100,7 +102,7 @@ export class QFormer {
     return { hidden: this.layernorm.forward(rows), layout, features, mask };
   }
 
-  #embedText(text: readonly (readonly number[])[], device: Device): Tensor {
+  #embedText(text: readonly (readonly number[])[], device: string): Tensor {
     const ids = Int32Array.from(text.flat());
     const positions = Int32Array.from(text.flatMap((sequence) => sequence.map((_, i) => i)));
     const words = this.wordEmbeddings!.forward(Tensor.fromArray(ids, [ids.length], { device }));

@@ -7,11 +7,11 @@ import type { Checkpoint } from '../io/checkpoint.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
 import { ANY, Parameter, type ParameterSource } from '../nn/parameter.js';
-import { keep, MappedFile, scope, Tensor, type Device, type Dtype } from '../tensor/index.js';
+import { keep, MappedFile, scope, Tensor, type Dtype } from '../tensor/index.js';
 
 /** Where weights live and in which dtype; 'auto' keeps matrices as stored. */
 export interface WeightsOptions {
-  device: Device;
+  device: string;
   dtype: 'auto' | 'f32' | 'f16' | 'bf16';
 }
 

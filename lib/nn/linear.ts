@@ -1,7 +1,7 @@
 // A dense layer over the last axis. The weight stays [out, in] as stored, in any float dtype; bias, activation and
 // residual are fused into the one product.
 
-import { ops, type Tensor } from '../tensor/index.js';
+import { ops, type Activation, type Tensor } from '../tensor/index.js';
 import type { Parameter, ParameterSource } from './parameter.js';
 
 /** What the epilogue of a linear layer may do: act(x·wᵀ + bias) + residual. */
@@ -10,9 +10,6 @@ export interface LinearEpilogue {
   residual?: Tensor;
   activation?: Activation;
 }
-
-/** The activations that kernels know; 'gelu' is the erf form. */
-export type Activation = 'none' | 'gelu' | 'gelu_tanh' | 'relu' | 'silu';
 
 /** y = act(x·wᵀ + bias) + residual with `PREFIX.weight` [out, in] and `PREFIX.bias` [out]. */
 export class Linear {

@@ -43,7 +43,10 @@ export class Goldens {
     if (entry === undefined) throw new Error(`no golden tensor ${name}`);
     // a copy is aligned for any element type
     const bytes = this.#data.slice(...entry.data_offsets);
-    return { shape: entry.shape, data: decode(entry.dtype, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)) };
+    return {
+      shape: entry.shape,
+      data: decode(entry.dtype, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)),
+    };
   }
 
   /** An f32 tensor. */

@@ -9,7 +9,10 @@ import { Weights, type WeightsOptions } from '../../lib/models/weights.js';
 import { ops, scope, Tensor } from '../../lib/tensor/index.js';
 
 /** A loaded model; the caller disposes it. */
-export async function loadForTest<T extends VisionLanguageModel>(dir: string, options: Partial<WeightsOptions> = {}): Promise<T> {
+export async function loadForTest<T extends VisionLanguageModel>(
+  dir: string,
+  options: Partial<WeightsOptions> = {},
+): Promise<T> {
   const checkpoint = openCheckpoint(dir);
   const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto', ...options });
   const model = createModel(checkpoint, weights);
@@ -40,7 +43,9 @@ export class SingleSequence {
   /** The batch of the next `count` tokens. */
   next(count: number): BatchInputs {
     const positions = Int32Array.from({ length: count }, (_, i) => this.#length + i);
-    const slots = positions.map((p) => this.#blocks[Math.floor(p / this.blockSize)]! * this.blockSize + (p % this.blockSize));
+    const slots = positions.map(
+      (p) => this.#blocks[Math.floor(p / this.blockSize)]! * this.blockSize + (p % this.blockSize),
+    );
     this.#length += count;
     return {
       positions: Tensor.fromArray(positions, [count]),
@@ -84,7 +89,7 @@ export function greedy(
     }
     const ids: number[] = [];
     const logprobs: number[] = [];
-    let logits = promptLogits.subarray((tokens - 1) * model.vocabSize);
+    let logits: Float32Array = promptLogits.subarray((tokens - 1) * model.vocabSize);
     while (ids.length < maxNewTokens) {
       const id = logits.reduce((best, value, i) => (value > logits[best]! ? i : best), 0);
       ids.push(id);
