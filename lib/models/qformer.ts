@@ -106,7 +106,10 @@ export class QFormer {
     const ids = Int32Array.from(text.flat());
     const positions = Int32Array.from(text.flatMap((sequence) => sequence.map((_, i) => i)));
     const words = this.wordEmbeddings!.forward(Tensor.fromArray(ids, [ids.length], { device }));
-    return ops.add(words, this.positionEmbeddings!.forward(Tensor.fromArray(positions, [positions.length], { device })));
+    return ops.add(
+      words,
+      this.positionEmbeddings!.forward(Tensor.fromArray(positions, [positions.length], { device })),
+    );
   }
 
   #imageTokens(features: Tensor | undefined, batch: number): number {
@@ -126,7 +129,10 @@ export class QFormer {
       throw new QFormerError('INVALID_ARGUMENT', 'Q-Former: this checkpoint reads no text');
     }
     if (text.length !== batch) {
-      throw new QFormerError('INVALID_ARGUMENT', `Q-Former: ${batch} sequences need ${batch} texts, got ${text.length}`);
+      throw new QFormerError(
+        'INVALID_ARGUMENT',
+        `Q-Former: ${batch} sequences need ${batch} texts, got ${text.length}`,
+      );
     }
     const limit = this.positionEmbeddings.rows;
     for (const { length } of text) {

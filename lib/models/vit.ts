@@ -69,7 +69,12 @@ export class VisionEmbeddings {
     this.#grid = Math.floor(imageSize / patchSize);
     this.classEmbedding = source.vector(`${prefix}.class_embedding`, [1, 1, hiddenSize]);
     this.positionEmbedding = source.vector(`${prefix}.position_embedding`, [1, 1 + this.#grid ** 2, hiddenSize]);
-    this.patchWeight = source.matrix(`${prefix}.patch_embedding.weight`, [hiddenSize, numChannels, patchSize, patchSize]);
+    this.patchWeight = source.matrix(`${prefix}.patch_embedding.weight`, [
+      hiddenSize,
+      numChannels,
+      patchSize,
+      patchSize,
+    ]);
     this.patchBias = source.vector(`${prefix}.patch_embedding.bias`, [hiddenSize]);
     source.ignore(`${prefix}.position_ids`);
   }

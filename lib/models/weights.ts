@@ -83,7 +83,8 @@ export class Weights implements ParameterSource {
     }
     const surplus = [...this.checkpoint.tensors.keys()].filter((name) => !this.#isExpected(name));
     if (missing.length + surplus.length + mismatched.length === 0) return;
-    const list = (title: string, names: string[]) => names.length > 0 && `${title} (${names.length}): ${names.join(', ')}`;
+    const list = (title: string, names: string[]) =>
+      names.length > 0 && `${title} (${names.length}): ${names.join(', ')}`;
     const parts = [list('missing', missing), list('not part of the model', surplus), list('wrong', mismatched)];
     const message = `${this.checkpoint.dir}: the tensors do not fit the model\n  ${parts.filter(Boolean).join('\n  ')}`;
     throw new QFormerError('FORMAT', message, { missing, surplus, mismatched });
@@ -115,7 +116,9 @@ export class Weights implements ParameterSource {
     const work = [...this.#declarations].map(([name, declaration]) => {
       return { entry: this.checkpoint.tensors.get(name)!, ...declaration };
     });
-    work.sort((a, b) => (a.entry.file === b.entry.file ? a.entry.offset - b.entry.offset : a.entry.file < b.entry.file ? -1 : 1));
+    work.sort((a, b) =>
+      a.entry.file === b.entry.file ? a.entry.offset - b.entry.offset : a.entry.file < b.entry.file ? -1 : 1,
+    );
     const total = work.reduce((sum, { entry }) => sum + entry.bytes, 0);
     const files = new Map<string, MappedFile>();
     let loaded = 0;
@@ -171,7 +174,9 @@ export class Weights implements ParameterSource {
 
 function mismatch(entry: TensorEntry, declared: readonly number[]): string[] {
   const { name, shape, dtype } = entry;
-  const fits = shape.length === declared.length && declared.every((size, i) => size === shape[i] || (size === ANY && shape[i]! > 0));
+  const fits =
+    shape.length === declared.length &&
+    declared.every((size, i) => size === shape[i] || (size === ANY && shape[i]! > 0));
   const want = declared.map((size) => (size === ANY ? 'any' : size)).join(', ');
   if (!fits) return [`${name} is [${shape.join(', ')}], must be [${want}]`];
   return FLOAT_DTYPES[dtype] === undefined ? [`${name} is ${dtype}, must be F32, F16 or BF16`] : [];
