@@ -13,7 +13,11 @@ describe('a recorded graph', () => {
     const step = (): Tensor => scope(() => ops.add(ops.softmax(ops.linear(ops.affine(x, 2), w)), x));
     const graph = record(step);
     expect(graph.size).toBe(4);
-    for (const values of [[1, 2, 3], [0.5, -1, 7], [0, 0, 0]]) {
+    for (const values of [
+      [1, 2, 3],
+      [0.5, -1, 7],
+      [0, 0, 0],
+    ]) {
       x.write(values);
       graph.replay();
       using direct = step();

@@ -10,7 +10,10 @@ interface Cases<T> {
 }
 
 function load<T>(family: string): { goldens: Goldens; cases: (T & { prefix: string })[] } {
-  return { goldens: new Goldens('kernels', `${family}.safetensors`), cases: readJson<Cases<T>>('kernels', `${family}.json`).cases };
+  return {
+    goldens: new Goldens('kernels', `${family}.safetensors`),
+    cases: readJson<Cases<T>>('kernels', `${family}.json`).cases,
+  };
 }
 
 describe.each(devices().map((device) => device.name))('on %s', (device) => {
@@ -26,12 +29,27 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
   const has = (goldens: Goldens, name: string): boolean => goldens.names.includes(name);
 
   describe('gemm', () => {
-    const { goldens, cases } = load<{ M: number; N: number; K: number; activation: string; bias: boolean; residual: boolean }>('gemm');
-    const names: Record<string, ops.Activation> = { gelu_erf: 'gelu', silu: 'silu', relu: 'relu', gelu_tanh: 'gelu_tanh', none: 'none' };
-    const runs = cases.flatMap((c) => (['f32', 'f16'] as const).map((dtype) => ({ ...c, dtype })));
+    interface Gemm {
+      M: number;
+      N: number;
+      K: number;
+      activation?: string;
+      bias?: boolean;
+      residual?: boolean;
+    }
+    const { goldens, cases } = load<Gemm>('gemm');
+    const names: Record<string, ops.Activation> = {
+      gelu_erf: 'gelu',
+      silu: 'silu',
+      relu: 'relu',
+      gelu_tanh: 'gelu_tanh',
+      none: 'none',
+    };
+    const plain = cases.filter((c) => c.activation !== undefined);
+    const runs = plain.flatMap((c) => (['f32', 'f16'] as const).map((dtype) => ({ ...c, dtype })));
     it.each(runs)('$prefix $M×$N×$K, $activation, w $dtype', (c) =>
       scope(() => {
-        const activation = names[c.activation];
+        const activation = names[c.activation!];
         expect(activation, c.activation).toBeDefined();
         const y = ops.linear(upload(goldens, `${c.prefix}x`), upload(goldens, `${c.prefix}w`, c.dtype), {
           ...(c.bias && { bias: upload(goldens, `${c.prefix}bias`) }),
@@ -41,6 +59,39 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
         expectClose(y.toFloat32(), goldens.get(`${c.prefix}y`).data, { atol: 2e-5, rtol: 1e-5 });
       }),
     );
+    it.each(cases.filter((c) => c.prefix.includes('glu')))('$prefix gated, $M rows of $K', (c) =>
+      scope(() => {
+        const [gate, up] = [upload(goldens, `${c.prefix}w_gate`), upload(goldens, `${c.prefix}w_up`)];
+        const activation = c.prefix.startsWith('swiglu') ? 'silu' : 'gelu_tanh';
+        const y = ops.gatedLinear(upload(goldens, `${c.prefix}x`), gate, up, { activation });
+        expectClose(y.toFloat32(), goldens.get(`${c.prefix}y`).data, { atol: 2e-5, rtol: 1e-5 });
+      }),
+    );
+    it.each(cases.filter((c) => c.prefix.startsWith('patch')))('$prefix patch embedding', (c) =>
+      scope(() => {
+        const [batch, patches, dim] = goldens.get(`${c.prefix}y`).shape as [number, number, number];
+        const classEmbedding = Tensor.fromArray(new Float32Array(dim).fill(7), [dim], { device });
+        const positions = Tensor.fromArray(
+          Float32Array.from({ length: (1 + patches) * dim }, (_, i) => i % 5),
+          [1 + patches, dim],
+          { device },
+        );
+        const bias = upload(goldens, `${c.prefix}bias`);
+        const y = ops.patchEmbedding(upload(goldens, `${c.prefix}x`), upload(goldens, `${c.prefix}w`), {
+          bias,
+          classEmbedding,
+          positions,
+        });
+        const rows = ops
+          .sub(y.reshape([batch, (1 + patches) * dim]), positions.reshape([(1 + patches) * dim]))
+          .reshape([batch, 1 + patches, dim]);
+        expectClose(rows.slice(1, 0, 1).toFloat32(), new Float32Array(batch * dim).fill(7), { atol: 1e-6 });
+        expectClose(rows.slice(1, 1, 1 + patches).toFloat32(), goldens.get(`${c.prefix}y`).data, {
+          atol: 2e-5,
+          rtol: 1e-5,
+        });
+      }),
+    );
   });
 
   describe('norm', () => {
@@ -48,7 +99,10 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
     it.each(cases)('$prefix $rows×$cols, eps $eps', (c) =>
       scope(() => {
         const [x, weight] = [upload(goldens, `${c.prefix}x`), upload(goldens, `${c.prefix}weight`)];
-        const y = c.op === 'layernorm' ? ops.layerNorm(x, weight, upload(goldens, `${c.prefix}bias`), c.eps) : ops.rmsNorm(x, weight, c.eps);
+        const y =
+          c.op === 'layernorm'
+            ? ops.layerNorm(x, weight, upload(goldens, `${c.prefix}bias`), c.eps)
+            : ops.rmsNorm(x, weight, c.eps);
         // rtol 1e-4: the fixture's bound for rows of tiny values
         expectClose(y.toFloat32(), goldens.get(`${c.prefix}y`).data, { atol: 2e-5, rtol: 1e-4 });
       }),
@@ -62,7 +116,11 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
         const invFreq = Array.from({ length: c.head_dim / 2 }, (_, j) => c.theta ** ((-2 * j) / c.head_dim));
         const frequencies = Tensor.fromArray(invFreq, [c.head_dim / 2], { device });
         for (const name of ['q', 'k']) {
-          const y = ops.rope(upload(goldens, `${c.prefix}${name}`), ints(goldens.ids(`${c.prefix}positions`)), frequencies);
+          const y = ops.rope(
+            upload(goldens, `${c.prefix}${name}`),
+            ints(goldens.ids(`${c.prefix}positions`)),
+            frequencies,
+          );
           // angles are f32: their error grows with the position
           expectClose(y.toFloat32(), goldens.get(`${c.prefix}${name}_out`).data, { atol: 1e-3 });
         }
@@ -82,7 +140,11 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
         const log = ops.logSoftmax(x).toFloat32();
         const expected = goldens.get(`${c.prefix}log_softmax`).data;
         const finite = [...expected.keys()].filter((i) => Number.isFinite(expected[i]));
-        expectClose(finite.map((i) => log[i]!), finite.map((i) => expected[i]!), { atol: 1e-5, rtol: 1e-5 });
+        expectClose(
+          finite.map((i) => log[i]!),
+          finite.map((i) => expected[i]!),
+          { atol: 1e-5, rtol: 1e-5 },
+        );
         expect([...log.keys()].filter((i) => log[i] === -Infinity).length).toBe(log.length - finite.length);
       }),
     );
@@ -96,18 +158,26 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
         const [batch, heads, lq, dim] = goldens.get(`${c.prefix}q`).shape as [number, number, number, number];
         const [, kvHeads, lk] = goldens.get(`${c.prefix}k`).shape as [number, number, number, number];
         const packed = (name: string, h: number, l: number): Tensor =>
-          upload(goldens, `${c.prefix}${name}`).transpose(1, 2).contiguous().reshape([batch * l, h, dim]);
+          upload(goldens, `${c.prefix}${name}`)
+            .transpose(1, 2)
+            .contiguous()
+            .reshape([batch * l, h, dim]);
         const [q, k, v] = [packed('q', heads, lq), packed('k', kvHeads, lk), packed('v', kvHeads, lk)];
         const expected = goldens.get(`${c.prefix}y`).data;
         const rows = rowsOf(c.prefix, c.lengths, batch, lq, lk);
         const pick = (x: Tensor, index: number[], h: number): Tensor =>
           ops.gatherRows(x.reshape([x.shape[0]!, h * dim]), ints(index)).reshape([index.length, h, dim]);
-        const o = ops.attention(pick(q, rows.q.flat(), heads), pick(k, rows.k.flat(), kvHeads), pick(v, rows.k.flat(), kvHeads), {
-          cuSeqlensQ: ints(offsets(rows.q)),
-          cuSeqlensK: ints(offsets(rows.k)),
-          scale: c.scale,
-          mask: c.op.includes('causal') ? 'causal' : 'full',
-        });
+        const o = ops.attention(
+          pick(q, rows.q.flat(), heads),
+          pick(k, rows.k.flat(), kvHeads),
+          pick(v, rows.k.flat(), kvHeads),
+          {
+            cuSeqlensQ: ints(offsets(rows.q)),
+            cuSeqlensK: ints(offsets(rows.k)),
+            scale: c.scale,
+            mask: c.op.includes('causal') ? 'causal' : 'full',
+          },
+        );
         const wanted = rows.q.flat().flatMap((row) => {
           const [b, i] = [Math.floor(row / lq), row % lq];
           return Array.from({ length: heads }, (_, h) => {
@@ -121,16 +191,27 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
   });
 
   describe('paged attention', () => {
-    const { goldens, cases } = load<{ q_heads: number; head_dim: number; block_size: number; seq_lens: number[]; scale: number }>('paged_decode');
+    const { goldens, cases } = load<{
+      q_heads: number;
+      head_dim: number;
+      block_size: number;
+      seq_lens: number[];
+      scale: number;
+    }>('paged_decode');
     it.each(cases)('$prefix $q_heads heads of $head_dim, blocks of $block_size, contexts $seq_lens', (c) =>
       scope(() => {
         const table = goldens.get(`${c.prefix}block_table`);
-        const o = ops.pagedAttention(upload(goldens, `${c.prefix}q`), upload(goldens, `${c.prefix}k_cache`), upload(goldens, `${c.prefix}v_cache`), {
-          cuSeqlensQ: ints(c.seq_lens.map((_, i) => i).concat(c.seq_lens.length)),
-          blockTable: ints(table.data, table.shape),
-          contextLens: ints(c.seq_lens),
-          scale: c.scale,
-        });
+        const o = ops.pagedAttention(
+          upload(goldens, `${c.prefix}q`),
+          upload(goldens, `${c.prefix}k_cache`),
+          upload(goldens, `${c.prefix}v_cache`),
+          {
+            cuSeqlensQ: ints(c.seq_lens.map((_, i) => i).concat(c.seq_lens.length)),
+            blockTable: ints(table.data, table.shape),
+            contextLens: ints(c.seq_lens),
+            scale: c.scale,
+          },
+        );
         expectClose(o.toFloat32(), goldens.get(`${c.prefix}y`).data, { atol: 2e-5 });
       }),
     );
@@ -153,11 +234,18 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
 });
 
 /** Row numbers of the valid query and key rows per sequence: padding is left out, packed attention has none. */
-function rowsOf(prefix: string, lengths: number[] | undefined, batch: number, lq: number, lk: number): { q: number[][]; k: number[][] } {
+function rowsOf(
+  prefix: string,
+  lengths: number[] | undefined,
+  batch: number,
+  lq: number,
+  lk: number,
+): { q: number[][]; k: number[][] } {
   const all = (b: number, n: number): number[] => Array.from({ length: n }, (_, i) => b * n + i);
   const sequences = Array.from({ length: batch }, (_, b) => b);
   if (lengths === undefined) return { q: sequences.map((b) => all(b, lq)), k: sequences.map((b) => all(b, lk)) };
-  const valid = (b: number): number[] => (prefix.includes('left') ? all(b, lk).slice(lk - lengths[b]!) : all(b, lk).slice(0, lengths[b]));
+  const valid = (b: number): number[] =>
+    prefix.includes('left') ? all(b, lk).slice(lk - lengths[b]!) : all(b, lk).slice(0, lengths[b]);
   return { q: sequences.map(valid), k: sequences.map(valid) };
 }
 

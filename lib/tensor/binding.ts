@@ -68,11 +68,28 @@ export interface Native {
   softmax(x: Handle, log: number): Handle;
   rope(x: Handle, positions: Handle, invFreq: Handle): Handle;
   attention(
-    ...args: [q: Handle, k: Handle, v: Handle, cuSeqlensQ: Handle, cuSeqlensK: Handle, scale: number, mask: number, numQuery: number]
+    ...args: [
+      q: Handle,
+      k: Handle,
+      v: Handle,
+      cuSeqlensQ: Handle,
+      cuSeqlensK: Handle,
+      scale: number,
+      mask: number,
+      numQuery: number,
+    ]
   ): Handle;
   kvAppend(k: Handle, v: Handle, kCache: Handle, vCache: Handle, slotMapping: Handle): void;
   pagedAttention(
-    ...args: [q: Handle, kCache: Handle, vCache: Handle, cuSeqlensQ: Handle, blockTable: Handle, contextLens: Handle, scale: number]
+    ...args: [
+      q: Handle,
+      kCache: Handle,
+      vCache: Handle,
+      cuSeqlensQ: Handle,
+      blockTable: Handle,
+      contextLens: Handle,
+      scale: number,
+    ]
   ): Handle;
   embedding(ids: Handle, table: Handle): Handle;
   gatherRows(x: Handle, ids: Handle): Handle;
@@ -85,7 +102,14 @@ export interface Native {
   normalizeImage(x: Handle, rescale: number, mean: readonly number[], std: readonly number[]): Handle;
   patchEmbedding(x: Handle, w: Handle, bias: Handle, classEmbedding: Handle, positions: Handle, math: number): Handle;
   penalizeLogits(
-    ...args: [logits: Handle, history: Handle, cuHistory: Handle, banned: Handle, cuBanned: Handle, repetitionPenalty: Handle]
+    ...args: [
+      logits: Handle,
+      history: Handle,
+      cuHistory: Handle,
+      banned: Handle,
+      cuBanned: Handle,
+      repetitionPenalty: Handle,
+    ]
   ): void;
   warpLogits(logits: Handle, temperature: Handle, topK: Handle, topP: Handle, minP: Handle): Handle;
   sample(scores: Handle, temperature: Handle, seed: Handle, step: Handle): Handle;
