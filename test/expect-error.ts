@@ -16,7 +16,11 @@ export function expectError(run: () => unknown, code: ErrorCode, message: RegExp
 }
 
 /** As `expectError` for a promise that must reject. */
-export async function expectRejection(promise: Promise<unknown>, code: ErrorCode, message: RegExp | string): Promise<QFormerError> {
+export async function expectRejection(
+  promise: Promise<unknown>,
+  code: ErrorCode,
+  message: RegExp | string,
+): Promise<QFormerError> {
   const thrown = await promise.then(
     () => undefined,
     (error: unknown) => error,

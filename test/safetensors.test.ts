@@ -29,14 +29,22 @@ describe('an honest safetensors file', () => {
     const tensors = parse(file);
     expect([...tensors.keys()]).toEqual(['b.weight', 'a.weight']);
     expect(tensors.get('b.weight')).toEqual({
-      name: 'b.weight', dtype: 'F16', shape: [7, 257], offset: file.length - 3600, bytes: 3598, file: 'x.safetensors',
+      name: 'b.weight',
+      dtype: 'F16',
+      shape: [7, 257],
+      offset: file.length - 3600,
+      bytes: 3598,
+      file: 'x.safetensors',
     });
     expect(tensors.get('a.weight')!.offset).toBe(file.length - 2);
   });
 
   test('may hold scalars, empty tensors, metadata, padding and tensors in any header order', () => {
     const header = {
-      late: entry([], [4, 8]), empty: entry([0, 3], [4, 4]), first: entry([4], [0, 4], 'U8'), __metadata__: { format: 'pt' },
+      late: entry([], [4, 8]),
+      empty: entry([0, 3], [4, 4]),
+      first: entry([4], [0, 4], 'U8'),
+      __metadata__: { format: 'pt' },
     };
     const tensors = parse(rawSafetensors(`${JSON.stringify(header)}   `, 8));
     expect([...tensors.keys()]).toEqual(['first', 'empty', 'late']);
@@ -82,9 +90,12 @@ describe('a lying safetensors file', () => {
     expectError(() => parseSafetensorsHeader(file.subarray(0, 20), file.length, 'x'), 'FORMAT', 'only 12 were given');
   });
 
-  test.each(['[]', '12', '"a"', 'null', '{"a":', ' {}', '{}x', '{"a":NaN}', '\ufeff{}'])('with the header %s is refused', (header) => {
-    expectError(() => parse(rawSafetensors(header, 0)), 'FORMAT', 'header');
-  });
+  test.each(['[]', '12', '"a"', 'null', '{"a":', ' {}', '{}x', '{"a":NaN}', '\ufeff{}'])(
+    'with the header %s is refused',
+    (header) => {
+      expectError(() => parse(rawSafetensors(header, 0)), 'FORMAT', 'header');
+    },
+  );
 
   test('with a header that is not UTF-8 is refused', () => {
     expectError(() => parse(rawSafetensors(new Uint8Array([0x7b, 0xff, 0x7d]), 0)), 'FORMAT', 'UTF-8');
@@ -128,10 +139,20 @@ describe('a lying safetensors file', () => {
     ['offsets beyond the file', { w: entry([2], [0, 8]) }, 7, /beyond the 7 data bytes/],
     ['a shape larger than its bytes', { w: entry([2], [0, 4]) }, 4, /takes 8 bytes, but data_offsets span 4/],
     ['a shape smaller than its bytes', { w: entry([1], [0, 8]) }, 8, /takes 4 bytes, but data_offsets span 8/],
-    ['an overlap', { v: entry([2], [0, 8]), w: entry([2], [4, 12]) }, 12, /tensor 'w': overlaps the tensor before it by 4/],
+    [
+      'an overlap',
+      { v: entry([2], [0, 8]), w: entry([2], [4, 12]) },
+      12,
+      /tensor 'w': overlaps the tensor before it by 4/,
+    ],
     ['the same bytes twice', { v: entry([1], [0, 4]), w: entry([1], [0, 4]) }, 4, /overlaps/],
     ['an empty tensor inside another', { v: entry([2], [0, 8]), w: entry([0], [4, 4]) }, 8, /overlaps/],
-    ['a hole', { v: entry([1], [0, 4]), w: entry([1], [8, 12]) }, 12, /tensor 'w': 4 bytes before it belong to no tensor/],
+    [
+      'a hole',
+      { v: entry([1], [0, 4]), w: entry([1], [8, 12]) },
+      12,
+      /tensor 'w': 4 bytes before it belong to no tensor/,
+    ],
     ['a hole at the beginning', { w: entry([1], [4, 8]) }, 8, /4 bytes before it/],
     ['trailing bytes', { w: entry([1], [0, 4]) }, 5, /1 bytes at the end/],
     ['metadata that is no object', { __metadata__: 'pt' }, 0, /__metadata__ must be an object/],
@@ -140,7 +161,7 @@ describe('a lying safetensors file', () => {
     expect(expectError(lie(header, dataBytes), 'FORMAT', message).message).toContain('x.safetensors');
   });
 
-  test('names the tensor in the error\'s details', () => {
+  test("names the tensor in the error's details", () => {
     const error = expectError(lie({ 'model.norm.weight': entry([2], [0, 4]) }, 4), 'FORMAT', 'model.norm.weight');
     expect(error.details).toEqual({ file: 'x.safetensors', tensor: 'model.norm.weight' });
   });
@@ -174,35 +195,62 @@ describe('a path that is no readable file', () => {
 });
 
 describe('for arbitrary input', () => {
-  const dtypes = fc.constantFrom(['F64', 8], ['F32', 4], ['F16', 2], ['BF16', 2], ['I64', 8], ['BOOL', 1]) as fc.Arbitrary<[string, number]>;
-  const tensors = fc.dictionary(
-    fc.string({ maxLength: 12 }).filter((name) => name !== '__metadata__'),
-    fc.tuple(dtypes, fc.array(fc.integer({ min: 0, max: 9 }), { maxLength: 4 })),
-    { maxKeys: 8 },
-  ).map((entries) => Object.fromEntries(Object.entries(entries).map(([name, [[dtype, size], shape]]) =>
-    [name, { dtype, shape, bytes: shape.reduce((a, b) => a * b, size) }])));
+  const dtypes = fc.constantFrom(
+    ['F64', 8],
+    ['F32', 4],
+    ['F16', 2],
+    ['BF16', 2],
+    ['I64', 8],
+    ['BOOL', 1],
+  ) as fc.Arbitrary<[string, number]>;
+  const tensors = fc
+    .dictionary(
+      fc.string({ maxLength: 12 }).filter((name) => name !== '__metadata__'),
+      fc.tuple(dtypes, fc.array(fc.integer({ min: 0, max: 9 }), { maxLength: 4 })),
+      { maxKeys: 8 },
+    )
+    .map((entries) =>
+      Object.fromEntries(
+        Object.entries(entries).map(([name, [[dtype, size], shape]]) => [
+          name,
+          { dtype, shape, bytes: shape.reduce((a, b) => a * b, size) },
+        ]),
+      ),
+    );
 
   test('what was written is what is read', () => {
-    fc.assert(fc.property(tensors, (built) => {
-      const file = buildSafetensors(built);
-      const read = parse(file);
-      expect(read.size).toBe(Object.keys(built).length);
-      for (const [name, { dtype, shape, bytes }] of Object.entries(built)) expect(read.get(name)).toMatchObject({ dtype, shape, bytes });
-    }), { numRuns: 300 });
+    fc.assert(
+      fc.property(tensors, (built) => {
+        const file = buildSafetensors(built);
+        const read = parse(file);
+        expect(read.size).toBe(Object.keys(built).length);
+        for (const [name, { dtype, shape, bytes }] of Object.entries(built))
+          expect(read.get(name)).toMatchObject({ dtype, shape, bytes });
+      }),
+      { numRuns: 300 },
+    );
   });
 
   test('a damaged file is refused with FORMAT or UNSUPPORTED, or still describes bytes inside the file', () => {
     const damage = fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 });
-    fc.assert(fc.property(tensors, damage, fc.integer({ min: -9, max: 9 }), (built, edits, grow) => {
-      const { header, dataBytes } = layout(built);
-      const file = rawSafetensors(JSON.stringify(header), Math.max(0, dataBytes + grow));
-      for (const [position, value] of edits) file[position % file.length] = value;
-      checkSound(file);
-    }), { numRuns: 2000 });
+    fc.assert(
+      fc.property(tensors, damage, fc.integer({ min: -9, max: 9 }), (built, edits, grow) => {
+        const { header, dataBytes } = layout(built);
+        const file = rawSafetensors(JSON.stringify(header), Math.max(0, dataBytes + grow));
+        for (const [position, value] of edits) file[position % file.length] = value;
+        checkSound(file);
+      }),
+      { numRuns: 2000 },
+    );
   });
 
   test('random JSON as a header is refused or sound', () => {
-    fc.assert(fc.property(fc.json({ maxDepth: 4 }), fc.nat(16), (json, dataBytes) => checkSound(rawSafetensors(json, dataBytes))), { numRuns: 2000 });
+    fc.assert(
+      fc.property(fc.json({ maxDepth: 4 }), fc.nat(16), (json, dataBytes) =>
+        checkSound(rawSafetensors(json, dataBytes)),
+      ),
+      { numRuns: 2000 },
+    );
   });
 
   function checkSound(file: Uint8Array): void {

@@ -11,8 +11,13 @@ import { fileExists, ioError, readJsonObject, statOptional } from './files.js';
 import { JsonFields } from './json-fields.js';
 import { readSafetensorsHeader, type TensorEntry } from './safetensors.js';
 import {
-  checkQueryTokens, defaultPreprocessor, parseGenerationDefaults, parsePreprocessorConfig, preferIds,
-  type GenerationDefaults, type PreprocessorConfig,
+  checkQueryTokens,
+  defaultPreprocessor,
+  parseGenerationDefaults,
+  parsePreprocessorConfig,
+  preferIds,
+  type GenerationDefaults,
+  type PreprocessorConfig,
 } from './side-config.js';
 
 /** Everything a folder says about a model except the tensors' bytes. `bytes` is the sum over `tensors`. */
@@ -144,7 +149,8 @@ function readShards(dir: string, index: string): Map<string, TensorEntry> {
 function readWeightMap(dir: string, index: string): Map<string, string> {
   const fields = new JsonFields(index, readJsonObject(index));
   const raw = fields.optionalObject('weight_map') && (fields.raw('weight_map') as Record<string, unknown>);
-  if (raw === undefined) throw new QFormerError('FORMAT', `${index}: weight_map is missing`, { file: index, key: 'weight_map' });
+  if (raw === undefined)
+    throw new QFormerError('FORMAT', `${index}: weight_map is missing`, { file: index, key: 'weight_map' });
   const weightMap = new Map<string, string>();
   for (const [tensor, shard] of Object.entries(raw)) {
     if (typeof shard !== 'string' || !isPlainName(shard)) {
@@ -153,7 +159,8 @@ function readWeightMap(dir: string, index: string): Map<string, string> {
     }
     weightMap.set(tensor, shard);
   }
-  if (weightMap.size === 0) throw new QFormerError('FORMAT', `${index}: weight_map is empty`, { file: index, key: 'weight_map' });
+  if (weightMap.size === 0)
+    throw new QFormerError('FORMAT', `${index}: weight_map is empty`, { file: index, key: 'weight_map' });
   return weightMap;
 }
 
@@ -173,7 +180,12 @@ function addShard(tensors: Map<string, TensorEntry>, shard: Map<string, TensorEn
   }
 }
 
-function checkPlaces(weightMap: Map<string, string>, tensors: Map<string, TensorEntry>, dir: string, index: string): void {
+function checkPlaces(
+  weightMap: Map<string, string>,
+  tensors: Map<string, TensorEntry>,
+  dir: string,
+  index: string,
+): void {
   for (const [tensor, shard] of weightMap) {
     const file = join(dir, shard);
     const actual = tensors.get(tensor)?.file;

@@ -12,6 +12,7 @@ import { BOUNDS, parseActivation, requireMultiple, type Activation } from './mod
 
 export type { LlamaConfig, RopeScaling } from './llama-config.js';
 export type { Activation } from './model-fields.js';
+export type { GenerationDefaults, PreprocessorConfig } from './side-config.js';
 
 /** EVA ViT: sizes in channels and pixels. */
 export interface VisionConfig {
@@ -63,7 +64,11 @@ export function parseModelConfig(json: JsonObject, file: string): ModelConfig {
   const fields = new JsonFields(file, json);
   const modelType = fields.optionalString('model_type');
   if (fields.raw('quantization_config') !== undefined) {
-    throw fields.unsupported('quantization_config', fields.raw('quantization_config'), 'only f32, f16 and bf16 weights');
+    throw fields.unsupported(
+      'quantization_config',
+      fields.raw('quantization_config'),
+      'only f32, f16 and bf16 weights',
+    );
   }
   switch (modelType) {
     case 'instructblip':

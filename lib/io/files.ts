@@ -13,7 +13,8 @@ export const MAX_JSON_BYTES = 128 * 2 ** 20;
 
 /** The stats of `path`, or undefined when nothing is there. Throws IO for every other failure. */
 export function statOptional(path: string): Stats | undefined {
-  if (path.includes('\0')) throw new QFormerError('INVALID_ARGUMENT', `path contains a NUL character: ${describe(path)}`);
+  if (path.includes('\0'))
+    throw new QFormerError('INVALID_ARGUMENT', `path contains a NUL character: ${describe(path)}`);
   try {
     return statSync(path);
   } catch (error) {
@@ -43,7 +44,11 @@ export function fileExists(path: string): boolean {
 export function readWholeFile(path: string, maxBytes: number): Uint8Array {
   const size = fileSize(path);
   if (size > maxBytes) {
-    throw new QFormerError('FORMAT', `${path}: ${size} bytes, more than the limit of ${maxBytes}`, { file: path, size, maxBytes });
+    throw new QFormerError('FORMAT', `${path}: ${size} bytes, more than the limit of ${maxBytes}`, {
+      file: path,
+      size,
+      maxBytes,
+    });
   }
   try {
     return readFileSync(path);
@@ -53,7 +58,10 @@ export function readWholeFile(path: string, maxBytes: number): Uint8Array {
 }
 
 /** Calls `use` with a function that reads exactly `length` bytes at `offset`, and with the file's size; closes it afterwards. */
-export function withOpenFile<T>(path: string, use: (read: (offset: number, length: number) => Uint8Array, size: number) => T): T {
+export function withOpenFile<T>(
+  path: string,
+  use: (read: (offset: number, length: number) => Uint8Array, size: number) => T,
+): T {
   fileSize(path);
   let descriptor: number;
   try {
@@ -75,7 +83,12 @@ export function readJsonObject(path: string, maxBytes = MAX_JSON_BYTES): JsonObj
   try {
     value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
   } catch (error) {
-    throw new QFormerError('FORMAT', `${path}: not valid JSON (${(error as Error).message})`, { file: path }, { cause: error });
+    throw new QFormerError(
+      'FORMAT',
+      `${path}: not valid JSON (${(error as Error).message})`,
+      { file: path },
+      { cause: error },
+    );
   }
   if (!isJsonObject(value)) {
     throw new QFormerError('FORMAT', `${path}: must hold a JSON object, got ${describe(value)}`, { file: path });

@@ -100,7 +100,10 @@ export class JsonFields {
   /** A FORMAT error: `file: path.key must …, got …`. */
   fault(key: string, rule: string, value: unknown): QFormerError {
     const where = this.path + key;
-    return new QFormerError('FORMAT', `${this.file}: ${where} ${rule}, got ${describe(value)}`, { file: this.file, key: where });
+    return new QFormerError('FORMAT', `${this.file}: ${where} ${rule}, got ${describe(value)}`, {
+      file: this.file,
+      key: where,
+    });
   }
 
   /** An UNSUPPORTED error for a value that is valid but not implemented; `hint` says what is. */
@@ -111,7 +114,10 @@ export class JsonFields {
   }
 
   private missing(key: string): never {
-    throw new QFormerError('FORMAT', `${this.file}: ${this.path}${key} is missing`, { file: this.file, key: this.path + key });
+    throw new QFormerError('FORMAT', `${this.file}: ${this.path}${key} is missing`, {
+      file: this.file,
+      key: this.path + key,
+    });
   }
 }
 

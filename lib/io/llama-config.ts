@@ -2,7 +2,14 @@
 // LlamaConfig. Rotary parameters come as rope_theta + rope_scaling (transformers 4) or rope_parameters (5, which wins).
 
 import type { JsonFields } from './json-fields.js';
-import { BOUNDS, parseActivation, parseTokenId, parseTokenIds, requireMultiple, type Activation } from './model-fields.js';
+import {
+  BOUNDS,
+  parseActivation,
+  parseTokenId,
+  parseTokenIds,
+  requireMultiple,
+  type Activation,
+} from './model-fields.js';
 
 /** How rotary frequencies are stretched beyond the trained context; positions in tokens. */
 export type RopeScaling =

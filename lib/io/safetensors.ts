@@ -24,7 +24,16 @@ export const MAX_HEADER_BYTES = 100_000_000;
 
 const LENGTH_BYTES = 8;
 const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map<StoredDtype, number>([
-  ['F64', 8], ['F32', 4], ['F16', 2], ['BF16', 2], ['I64', 8], ['I32', 4], ['I16', 2], ['I8', 1], ['U8', 1], ['BOOL', 1],
+  ['F64', 8],
+  ['F32', 4],
+  ['F16', 2],
+  ['BF16', 2],
+  ['I64', 8],
+  ['I32', 4],
+  ['I16', 2],
+  ['I8', 1],
+  ['U8', 1],
+  ['BOOL', 1],
 ]);
 const OTHER_DTYPES = new Set(
   'U16 U32 U64 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ F6_E2M3 F6_E3M2 F4 C64'.split(' '),
@@ -88,7 +97,8 @@ function parseHeader(bytes: Uint8Array, file: string): JsonObject {
   } catch (error) {
     throw fault(file, `the header is not UTF-8 JSON (${(error as Error).message})`);
   }
-  if (!isJsonObject(header) || text[0] !== '{') throw fault(file, `the header must be a JSON object, got ${describe(header)}`);
+  if (!isJsonObject(header) || text[0] !== '{')
+    throw fault(file, `the header must be a JSON object, got ${describe(header)}`);
   checkKeys(text, file);
   return header;
 }
@@ -139,7 +149,8 @@ function checkMetadata(value: unknown, file: string): void {
 function parseEntry(name: string, value: unknown, dataStart: number, fileSize: number, file: string): TensorEntry {
   if (!isJsonObject(value)) throw fault(file, `must be an object, got ${describe(value)}`, name);
   for (const key of Object.keys(value)) {
-    if (key !== 'dtype' && key !== 'shape' && key !== 'data_offsets') throw fault(file, `unknown key ${describe(key)}`, name);
+    if (key !== 'dtype' && key !== 'shape' && key !== 'data_offsets')
+      throw fault(file, `unknown key ${describe(key)}`, name);
   }
   const { dtype, shape } = value;
   const elementBytes = dtypeBytes(dtype, file, name);
@@ -155,14 +166,24 @@ function parseEntry(name: string, value: unknown, dataStart: number, fileSize: n
   if (end - begin !== expected) {
     throw fault(file, `${dtype} [${shape}] takes ${expected} bytes, but data_offsets span ${end - begin}`, name);
   }
-  return { name, dtype: dtype as StoredDtype, shape: shape as number[], offset: dataStart + begin, bytes: expected, file };
+  return {
+    name,
+    dtype: dtype as StoredDtype,
+    shape: shape as number[],
+    offset: dataStart + begin,
+    bytes: expected,
+    file,
+  };
 }
 
 function dtypeBytes(dtype: unknown, file: string, name: string): number {
   const bytes = ELEMENT_BYTES.get(dtype as string);
   if (bytes !== undefined) return bytes;
   if (typeof dtype === 'string' && OTHER_DTYPES.has(dtype)) {
-    throw new QFormerError('UNSUPPORTED', `${file}: tensor ${quote(name)}: dtype ${dtype} is not supported`, { file, tensor: name });
+    throw new QFormerError('UNSUPPORTED', `${file}: tensor ${quote(name)}: dtype ${dtype} is not supported`, {
+      file,
+      tensor: name,
+    });
   }
   throw fault(file, `unknown dtype ${describe(dtype)}`, name);
 }

@@ -107,7 +107,12 @@ function parseSize(fields: JsonFields): number | undefined {
   return height;
 }
 
-function triple(fields: JsonFields, key: string, fallback: [number, number, number], min: number): [number, number, number] {
+function triple(
+  fields: JsonFields,
+  key: string,
+  fallback: [number, number, number],
+  min: number,
+): [number, number, number] {
   if (typeof fields.raw(key) === 'number') {
     const value = fields.number(key, { min, max: 1e6 });
     return [value, value, value];
