@@ -2,46 +2,13 @@
 // The request starts when the object is made, not when it is awaited. Pieces are kept, so an iterator that starts late
 // still sees all of them; leaving a loop (break, return, throw) cancels the request and frees its place in the batch.
 
-import { QFormerError } from './errors.js';
+import type { Delta, EngineResult } from './engine/protocol.js';
 
-/** A piece of the answer. `text` never ends inside a character; it may be '' while one is incomplete. */
-export interface GenerationChunk {
-  text: string;
-  tokenIds: number[];
-}
+/** A piece of the answer. `text` never ends inside a character; it is '' while one is incomplete. */
+export type GenerationChunk = Delta;
 
-/** Log-probability of a generated token, and of the most likely tokens in its place. */
-export interface TokenLogprob {
-  tokenId: number;
-  logprob: number;
-  top?: { tokenId: number; logprob: number }[];
-}
-
-/** What a finished request returns. */
-export interface GenerationResult {
-  text: string;
-  /** Generated tokens only, without the prompt. */
-  tokenIds: number[];
-  /** `stop`: the model ended the answer, or a stop string did; `length`: the limit; `abort`: the reader left the loop. */
-  finishReason: 'stop' | 'length' | 'abort';
-  /** Counts of tokens; `promptTokens` includes `imageTokens`, `cachedTokens` of them were not computed again. */
-  usage: { promptTokens: number; completionTokens: number; cachedTokens: number; imageTokens: number };
-  /** Milliseconds, and generated tokens per second of the decode phase. */
-  timings: GenerationTimings;
-  logprobs?: TokenLogprob[];
-  seed: number;
-}
-
-/** Where the time of a request went; all but the last are milliseconds. */
-export interface GenerationTimings {
-  queueMs: number;
-  imageMs: number;
-  prefillMs: number;
-  decodeMs: number;
-  timeToFirstTokenMs: number;
-  totalMs: number;
-  tokensPerSecond: number;
-}
+/** What a finished request returns. `abort` as its `finishReason` means that the reader left the loop. */
+export type GenerationResult = EngineResult;
 
 /** Runs a request: calls `emit` per piece and resolves with the result; `cancel` fires when the reader leaves the loop. */
 export type RunRequest = (emit: (chunk: GenerationChunk) => void, cancel: AbortSignal) => Promise<GenerationResult>;
@@ -116,9 +83,4 @@ export class Generation implements Promise<GenerationResult>, AsyncIterable<Gene
     this.#waiting = [];
     for (const resolve of waiting) resolve();
   }
-}
-
-/** Rejects with ABORTED when `signal` fires; the reason of the signal is the cause. */
-export function abortedError(where: string, signal: AbortSignal): QFormerError {
-  return new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
 }

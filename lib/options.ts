@@ -2,7 +2,7 @@
 // silently ignored `maxTokens` costs an afternoon). What concerns sampling and stopping is defined in engine/params.ts;
 // here is the rest: loading, images, templates.
 
-import { PARAM_NAMES, resolveParams, type GenerateParams } from './engine/params.js';
+import { PARAM_NAMES, resolveParams, type GenerateParams, type ParamDefaults } from './engine/params.js';
 import { checkOptions, describe, QFormerError } from './errors.js';
 import type { LoadProgress } from './engine/protocol.js';
 import type { ImageInput } from './io/image.js';
@@ -126,6 +126,13 @@ export function requestParams(where: string, options: GenerateOptions): Generate
   return checkRequest(where, options, requestRules);
 }
 
+/** Fills in what asking for top-k, top-p or min-p implies: sampling, at temperature 1 unless the checkpoint has its own. */
+export function withTemperature(params: GenerateParams, defaults: ParamDefaults): GenerateParams {
+  const { temperature, topK, topP, minP } = params;
+  const implied = temperature === undefined && (topK ?? topP ?? minP) !== undefined && defaults.doSample !== true;
+  return implied ? { ...params, temperature: 1 } : params;
+}
+
 /** As `requestParams`, for CaptionOptions. */
 export function captionParams(options: CaptionOptions): GenerateParams {
   return checkRequest('caption', options, captionRules);
@@ -143,9 +150,7 @@ function checkRequest(where: string, options: GenerateOptions, rules: Record<str
   const params = Object.fromEntries(given) as GenerateParams;
   // The engine fills in the checkpoint's defaults later; checking here makes a wrong value throw at the call.
   resolveParams(params);
-  const { temperature, topK, topP, minP } = params;
-  const sampled = temperature === undefined && (topK ?? topP ?? minP) !== undefined;
-  return sampled ? { ...params, temperature: 1 } : params;
+  return params;
 }
 
 function checkValues(where: string, options: object, rules: Record<string, Rule>): void {

@@ -2,9 +2,10 @@
 // the question as it is, BLIP-2 wants "Question: … Answer:". A model folder may bring its own in an optional `qformer.json`,
 // because a checkpoint knows its training prompts and its config.json has no place for them.
 
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, QFormerError } from './errors.js';
+import { QFormerError } from './errors.js';
+import { fileExists, isJsonObject, readJsonObject } from './io/files.js';
+import { JsonFields } from './io/json-fields.js';
 
 /** The content of a model folder's `qformer.json`; every key is optional. */
 export interface PromptConfig {
@@ -69,44 +70,26 @@ function endSentence(text: string): string {
 /** Reads `qformer.json` of a model folder; a folder without one has an empty config. Throws FORMAT naming file and key. */
 export function readPromptConfig(dir: string): PromptConfig {
   const file = join(dir, 'qformer.json');
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return {};
-    throw new QFormerError('IO', `${file}: cannot be read: ${(cause as Error).message}`, { file }, { cause });
-  }
-  return checkPromptConfig(file, parseJson(file, text));
-}
-
-function parseJson(file: string, text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new QFormerError('FORMAT', `${file}: not valid JSON: ${(cause as Error).message}`, { file }, { cause });
-  }
-}
-
-function checkPromptConfig(file: string, config: unknown): PromptConfig {
-  const fail = (key: string, expected: string, value: unknown): never => {
-    throw new QFormerError('FORMAT', `${file}: ${key} must be ${expected}, got ${describe(value)}`, { file, key });
+  if (!fileExists(file)) return {};
+  const fields = new JsonFields(file, readJsonObject(file));
+  const config: PromptConfig = {
+    captionPrompt: readCaptionPrompt(fields),
+    answerPrompt: fields.optionalString('answerPrompt'),
+    chatTurns: fields.optionalInteger('chatTurns', { min: 0, max: 1000 }),
   };
-  if (!isPlainObject(config)) return fail('the file', 'a JSON object', config);
-  const { captionPrompt, answerPrompt, chatTurns } = config;
-  if (captionPrompt !== undefined && typeof captionPrompt !== 'string') {
-    const texts = isPlainObject(captionPrompt) ? Object.values(captionPrompt) : [];
-    if (texts.length === 0 || !texts.every((text) => typeof text === 'string')) {
-      fail('captionPrompt', 'a string or an object of strings by language', captionPrompt);
-    }
+  const { answerPrompt } = config;
+  if (answerPrompt !== undefined && !answerPrompt.includes('{question}')) {
+    throw fields.fault('answerPrompt', "must contain '{question}'", answerPrompt);
   }
-  if (answerPrompt !== undefined && !(typeof answerPrompt === 'string' && answerPrompt.includes('{question}'))) {
-    fail('answerPrompt', "a string that contains '{question}'", answerPrompt);
-  }
-  if (chatTurns !== undefined && !(Number.isSafeInteger(chatTurns) && Number(chatTurns) >= 0)) {
-    fail('chatTurns', 'an integer of at least 0', chatTurns);
-  }
-  return config as PromptConfig;
+  return config;
 }
 
-const isPlainObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
+function readCaptionPrompt(fields: JsonFields): PromptConfig['captionPrompt'] {
+  const value = fields.raw('captionPrompt');
+  if (value === undefined || typeof value === 'string') return value;
+  const isText = (text: unknown) => typeof text === 'string';
+  if (isJsonObject(value) && Object.keys(value).length > 0 && Object.values(value).every(isText)) {
+    return value as Record<string, string>;
+  }
+  throw fields.fault('captionPrompt', 'must be a string or an object of strings by language', value);
+}

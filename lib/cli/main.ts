@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 // Entry of the `qformer` command: which commands exist and what they take. Only the argument parser is loaded here; a
 // command's code, and with it the library, comes in when the command runs, so `--version` and `--help` answer at once.
 
@@ -93,4 +94,4 @@ export async function main(argv: readonly string[]): Promise<void> {
   }
 }
 
-await main(process.argv);
+void main(process.argv);
