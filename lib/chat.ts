@@ -3,7 +3,7 @@
 // engine still has it cached. A turn enters the history only when it has been answered.
 
 import { QFormerError } from './errors.js';
-import { checkGenerateOptions, checkText, type GenerateOptions } from './options.js';
+import { checkText, type GenerateOptions } from './options.js';
 import type { Generation } from './generation.js';
 import type { PromptTemplates } from './prompts.js';
 
@@ -44,11 +44,14 @@ export class Chat {
    */
   send(text: string, options: GenerateOptions = {}): Generation {
     checkText('chat.send', 'the message', text);
-    checkGenerateOptions('chat.send', options);
     if (this.#busy) {
-      throw new QFormerError('INVALID_ARGUMENT', 'chat.send: the previous message is still being answered; await it first');
+      throw new QFormerError(
+        'INVALID_ARGUMENT',
+        'chat.send: the previous message is still being answered; await it first',
+      );
     }
-    const prompt = options.raw ? text : this.#templates.turn(this.#turns, text, this.#system);
+    // `start` checks the options, so null may still come by here.
+    const prompt = options?.raw ? text : this.#templates.turn(this.#turns, text, this.#system);
     const generation = this.#start(prompt, options);
     this.#busy = true;
     void this.#remember(text, generation);

@@ -52,7 +52,7 @@ export class Generation implements Promise<GenerationResult>, AsyncIterable<Gene
   /** Yields every piece from the first one on. Throws what the request throws; leaving the loop cancels it. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GenerationChunk, void, undefined> {
     try {
-      for (let next = 0; ; ) {
+      for (let next = 0; ;) {
         while (next < this.#chunks.length) yield this.#chunks[next++]!;
         if (this.#settled) break;
         await new Promise<void>((resolve) => this.#waiting.push(resolve));

@@ -6,7 +6,15 @@ export { Chat, type ChatMessage } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 export type { CaptionOptions, ChatOptions, GenerateOptions, LoadOptions, PromptOptions } from './options.js';
 export type { PromptConfig } from './prompts.js';
-export type { EngineInfo, EngineStats, FinishReason, LoadProgress, Timings, TokenLogprob, Usage } from './engine/protocol.js';
+export type {
+  EngineInfo,
+  EngineStats,
+  FinishReason,
+  LoadProgress,
+  Timings,
+  TokenLogprob,
+  Usage,
+} from './engine/protocol.js';
 export type { ImageInput } from './io/image.js';
 export { inspect, type CheckpointInfo, type PartInfo } from './inspect.js';
 export { doctor, type DoctorReport } from './doctor.js';

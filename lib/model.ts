@@ -9,8 +9,18 @@ import { QFormerError, describe } from './errors.js';
 import { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 import { loadImage, type ImageInput } from './io/image.js';
 import {
-  captionParams, checkChatOptions, checkLoadOptions, checkText, promptParams, requestParams, withTemperature,
-  type CaptionOptions, type ChatOptions, type GenerateOptions, type LoadOptions, type PromptOptions,
+  captionParams,
+  checkChatOptions,
+  checkLoadOptions,
+  checkText,
+  promptParams,
+  requestParams,
+  withTemperature,
+  type CaptionOptions,
+  type ChatOptions,
+  type GenerateOptions,
+  type LoadOptions,
+  type PromptOptions,
 } from './options.js';
 import { PromptTemplates, readPromptConfig } from './prompts.js';
 
@@ -70,7 +80,12 @@ export class Model {
   /** Describes an image. With `raw`, `prompt` is needed and stands alone. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
   caption(image: ImageInput, options: CaptionOptions = {}): Generation {
     const params = captionParams(options);
-    return this.#start('caption', { prompt: options.prompt ?? this.#templates.caption(options.lang), image, params, options });
+    return this.#start('caption', {
+      prompt: options.prompt ?? this.#templates.caption(options.lang),
+      image,
+      params,
+      options,
+    });
   }
 
   /** Answers a question about an image. Errors: IO, FORMAT, UNSUPPORTED, ABORTED, INVALID_ARGUMENT (beyond the context). */
@@ -134,7 +149,8 @@ export class Model {
   ): Promise<GenerationResult> {
     const { signal, exif } = options;
     const throwIfAborted = (): void => {
-      if (signal?.aborted) throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
+      if (signal?.aborted)
+        throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
     };
     throwIfAborted();
     const images = image === undefined ? [] : [await this.#decode(image, exif)];

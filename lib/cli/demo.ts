@@ -25,7 +25,8 @@ export function demo(image: string = demoImage(), flags: CommonFlags): Promise<v
 
 function figures(loadMs: number, results: GenerationResult[]): string {
   const [first] = results;
-  const sum = (pick: (result: GenerationResult) => number) => results.reduce((total, result) => total + pick(result), 0);
+  const sum = (pick: (result: GenerationResult) => number) =>
+    results.reduce((total, result) => total + pick(result), 0);
   // The first token of an answer comes out of the prefill, so it is no work of the decode phase.
   const decoded = sum(({ usage }) => Math.max(usage.completionTokens - 1, 0));
   const decodeMs = sum(({ timings }) => timings.decodeMs);

@@ -54,7 +54,9 @@ function program(): Command {
     .description('answer a question about an image')
     .argument('<image>', 'image file')
     .argument('<question>', 'the question')
-    .action(async (image: string, text: string, flags: CommonFlags) => (await import('./ask.js')).answer(image, text, flags));
+    .action(async (image: string, text: string, flags: CommonFlags) =>
+      (await import('./ask.js')).answer(image, text, flags),
+    );
 
   generateFlags(root.command('chat'))
     .description('talk about an image; one message per line, an empty line or end of input ends it')
@@ -73,7 +75,9 @@ function program(): Command {
     .description('parts, tensors, parameters and bytes of a checkpoint folder, without loading its weights')
     .argument('[dir]', 'checkpoint folder (default: the demonstration model)')
     .option('--json', 'print a JSON object')
-    .action(async (dir: string | undefined, flags: { json?: boolean }) => (await import('./report.js')).printInfo(dir, flags));
+    .action(async (dir: string | undefined, flags: { json?: boolean }) =>
+      (await import('./report.js')).printInfo(dir, flags),
+    );
 
   for (const command of root.commands) command.exitOverride().configureOutput(root.configureOutput());
   return root;

@@ -25,7 +25,11 @@ export async function printDoctor(flags: { json?: boolean }): Promise<void> {
 
 function describeDevice(device: { device?: string; level?: string; threads?: number; memory?: number }): string {
   const { level, threads, memory } = device;
-  const parts = [level, threads ? `${threads} thread${threads === 1 ? '' : 's'}` : undefined, memory ? bytes(memory) : undefined];
+  const parts = [
+    level,
+    threads ? `${threads} thread${threads === 1 ? '' : 's'}` : undefined,
+    memory ? bytes(memory) : undefined,
+  ];
   return parts.filter((part) => part !== undefined && part !== '').join(', ');
 }
 
@@ -39,7 +43,10 @@ export function printInfo(dir: string = demoModel(), flags: { json?: boolean }):
     ['files', info.files.join(', ')],
   ]);
   process.stdout.write('\n');
-  const rows = [...info.parts, { part: 'total', tensors: info.tensors, parameters: info.parameters, bytes: info.bytes }];
+  const rows = [
+    ...info.parts,
+    { part: 'total', tensors: info.tensors, parameters: info.parameters, bytes: info.bytes },
+  ];
   printTable(
     ['part', 'tensors', 'parameters', 'bytes'],
     rows.map((row) => [row.part, String(row.tensors), row.parameters.toLocaleString('en-US'), bytes(row.bytes)]),
@@ -55,6 +62,7 @@ function printRows(rows: [string, string][]): void {
 
 function printTable(header: string[], rows: string[][]): void {
   const widths = header.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]!.length)));
-  const line = (cells: string[]) => cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!))).join('  ');
+  const line = (cells: string[]) =>
+    cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!))).join('  ');
   process.stdout.write(`${[header, ...rows].map(line).join('\n')}\n`);
 }

@@ -1,8 +1,8 @@
 // A loaded model for the time of one command: progress bar while loading, interrupt signal, and disposal whatever happens.
 
-import { loadModel, type Model } from '../index.js';
+import { loadModel, type LoadProgress, type Model } from '../index.js';
 import { demoModel } from '../package-files.js';
-import type { LoadOptions, LoadProgress } from '../options.js';
+import type { LoadOptions } from '../options.js';
 import { loadOptions, type CommonFlags } from './flags.js';
 import { bytes, interruptSignal } from './output.js';
 
