@@ -2,10 +2,8 @@
 // Tensors, graphs and files cross the boundary as integer handles; 0 stands for "none".
 
 import { createRequire } from 'node:module';
-import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { QFormerError } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 
 export type Handle = number;
 export type TypedArray = Float32Array | Int32Array | Uint16Array | Uint8Array;
@@ -70,11 +68,28 @@ export interface Native {
   softmax(x: Handle, log: number): Handle;
   rope(x: Handle, positions: Handle, invFreq: Handle): Handle;
   attention(
-    ...args: [q: Handle, k: Handle, v: Handle, cuSeqlensQ: Handle, cuSeqlensK: Handle, scale: number, mask: number, numQuery: number]
+    ...args: [
+      q: Handle,
+      k: Handle,
+      v: Handle,
+      cuSeqlensQ: Handle,
+      cuSeqlensK: Handle,
+      scale: number,
+      mask: number,
+      numQuery: number,
+    ]
   ): Handle;
   kvAppend(k: Handle, v: Handle, kCache: Handle, vCache: Handle, slotMapping: Handle): void;
   pagedAttention(
-    ...args: [q: Handle, kCache: Handle, vCache: Handle, cuSeqlensQ: Handle, blockTable: Handle, contextLens: Handle, scale: number]
+    ...args: [
+      q: Handle,
+      kCache: Handle,
+      vCache: Handle,
+      cuSeqlensQ: Handle,
+      blockTable: Handle,
+      contextLens: Handle,
+      scale: number,
+    ]
   ): Handle;
   embedding(ids: Handle, table: Handle): Handle;
   gatherRows(x: Handle, ids: Handle): Handle;
@@ -87,19 +102,18 @@ export interface Native {
   normalizeImage(x: Handle, rescale: number, mean: readonly number[], std: readonly number[]): Handle;
   patchEmbedding(x: Handle, w: Handle, bias: Handle, classEmbedding: Handle, positions: Handle, math: number): Handle;
   penalizeLogits(
-    ...args: [logits: Handle, history: Handle, cuHistory: Handle, banned: Handle, cuBanned: Handle, repetitionPenalty: Handle]
+    ...args: [
+      logits: Handle,
+      history: Handle,
+      cuHistory: Handle,
+      banned: Handle,
+      cuBanned: Handle,
+      repetitionPenalty: Handle,
+    ]
   ): void;
   warpLogits(logits: Handle, temperature: Handle, topK: Handle, topP: Handle, minP: Handle): Handle;
   sample(scores: Handle, temperature: Handle, seed: Handle, step: Handle): Handle;
   topK(x: Handle, k: number): [values: Handle, ids: Handle];
-}
-
-function packageRoot(): string {
-  for (let dir = dirname(fileURLToPath(import.meta.url)); ; dir = dirname(dir)) {
-    const manifest = join(dir, 'package.json');
-    if (existsSync(manifest) && (JSON.parse(readFileSync(manifest, 'utf8')) as { name?: string }).name === 'qformer') return dir;
-    if (dirname(dir) === dir) throw new QFormerError('IO', 'the folder of the qformer package was not found');
-  }
 }
 
 function load(): Native {

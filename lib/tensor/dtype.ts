@@ -11,7 +11,8 @@ const dtypes: readonly Dtype[] = ['f32', 'f16', 'bf16', 'i32', 'u8'];
 /** INVALID_ARGUMENT for anything but a Dtype. */
 export function dtypeCode(dtype: Dtype): number {
   const code = dtypes.indexOf(dtype);
-  if (code < 0) throw new QFormerError('INVALID_ARGUMENT', `dtype must be one of ${dtypes.join(', ')}, got ${describe(dtype)}`);
+  if (code < 0)
+    throw new QFormerError('INVALID_ARGUMENT', `dtype must be one of ${dtypes.join(', ')}, got ${describe(dtype)}`);
   return code;
 }
 

@@ -19,7 +19,8 @@ const masks: readonly Mask[] = ['full', 'causal', 'itc', 'itg'];
 
 function codeOf<T extends string>(where: string, values: readonly T[], value: T): number {
   const code = values.indexOf(value);
-  if (code < 0) throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${values.join(', ')}, got '${String(value)}'`);
+  if (code < 0)
+    throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${values.join(', ')}, got '${String(value)}'`);
   return code;
 }
 
@@ -37,15 +38,24 @@ export function linear(
   const math = codeOf('linear: math', maths, options.math ?? 'f32');
   const bias = optional('linear: bias', options.bias);
   const residual = optional('linear: residual', options.residual);
-  return new Tensor(native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, activation, math));
+  return new Tensor(
+    native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, activation, math),
+  );
 }
 
 /** act(x · wGateᵀ) * (x · wUpᵀ), SiLU by default. x: [..., k], wGate and wUp: [n, k] → [..., n] */
-export function gatedLinear(x: Tensor, wGate: Tensor, wUp: Tensor, options: { activation?: Activation; math?: Math } = {}): Tensor {
+export function gatedLinear(
+  x: Tensor,
+  wGate: Tensor,
+  wUp: Tensor,
+  options: { activation?: Activation; math?: Math } = {},
+): Tensor {
   const activation = codeOf('gatedLinear: activation', activations, options.activation ?? 'silu');
   const math = codeOf('gatedLinear: math', maths, options.math ?? 'f32');
   const gate = handleOf('gatedLinear: wGate', wGate);
-  return new Tensor(native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), activation, math));
+  return new Tensor(
+    native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), activation, math),
+  );
 }
 
 /** w + scaling · b·a, rounded once to w's dtype. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 */
@@ -136,7 +146,11 @@ export function gatherRows(x: Tensor, ids: Tensor): Tensor {
 
 /** dst[ids] = src, in place; ids must be distinct. dst: [rows, cols], ids: [tokens] i32, src: [tokens, cols] */
 export function scatterRows(dst: Tensor, ids: Tensor, src: Tensor): void {
-  native.scatterRows(handleOf('scatterRows: dst', dst), handleOf('scatterRows: ids', ids), handleOf('scatterRows: src', src));
+  native.scatterRows(
+    handleOf('scatterRows: dst', dst),
+    handleOf('scatterRows: ids', ids),
+    handleOf('scatterRows: src', src),
+  );
 }
 
 function binary(name: string, op: number): (a: Tensor, b: Tensor) => Tensor {
@@ -172,7 +186,9 @@ export function normalizeImage(
   x: Tensor,
   options: { rescale: number; mean: readonly [number, number, number]; std: readonly [number, number, number] },
 ): Tensor {
-  return new Tensor(native.normalizeImage(handleOf('normalizeImage: x', x), options.rescale, options.mean, options.std));
+  return new Tensor(
+    native.normalizeImage(handleOf('normalizeImage: x', x), options.rescale, options.mean, options.std),
+  );
 }
 
 /**

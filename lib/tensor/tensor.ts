@@ -21,7 +21,11 @@ export class Tensor {
   constructor(readonly handle: Handle) {}
 
   /** A tensor with a copy of `data`, in row-major order. Errors: SHAPE when counts differ, OUT_OF_MEMORY. */
-  static fromArray(data: TypedArray | readonly number[], shape: readonly number[], options: TensorOptions = {}): Tensor {
+  static fromArray(
+    data: TypedArray | readonly number[],
+    shape: readonly number[],
+    options: TensorOptions = {},
+  ): Tensor {
     const array = ArrayBuffer.isView(data) ? (data as TypedArray) : arrayFor(options.dtype ?? 'f32', data);
     const dtype = options.dtype ?? dtypeOfArray(array);
     const natural = array instanceof Uint16Array ? dtype === 'f16' || dtype === 'bf16' : dtypeOfArray(array) === dtype;
