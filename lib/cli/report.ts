@@ -1,6 +1,8 @@
 // `qformer doctor` and `qformer info`: reports for people, or the same as JSON.
 
-import { doctor, inspect } from '../index.js';
+import { basename } from 'node:path';
+import { doctor } from '../doctor.js';
+import { inspect } from '../inspect.js';
 import { demoModel } from '../package-files.js';
 import { bytes } from './output.js';
 
@@ -40,7 +42,7 @@ export function printInfo(dir: string = demoModel(), flags: { json?: boolean }):
   printRows([
     ['folder', info.dir],
     ['model', `${info.modelType} (language model: ${info.languageModel})`],
-    ['files', info.files.join(', ')],
+    ['files', info.files.map((file) => basename(file)).join(', ')],
   ]);
   process.stdout.write('\n');
   const rows = [
