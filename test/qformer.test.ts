@@ -10,7 +10,7 @@ import { QFormer, type QFormerMask } from '../lib/models/qformer.js';
 import { Weights } from '../lib/models/weights.js';
 import { runLayers } from '../lib/nn/sequences.js';
 import { scope, Tensor } from '../lib/tensor/index.js';
-import { expectClose, expectNoLeaks, fixturePath, Goldens } from './support/fixtures.js';
+import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { loadForTest } from './support/models.js';
 
 // what float32 rounding may move over a few layers of values around 1 (the fixtures' own figure)
@@ -87,7 +87,7 @@ describe('an instruction-aware Q-Former', () => {
       const alone = parts.map((part, i) => model.imageTokens(part, 1, [text[i]!]).toFloat32());
       const three = Tensor.fromArray(Float32Array.from(parts.flatMap((p) => [...p.toFloat32()])), [3 * rows, 176]);
       const together = model.imageTokens(three, 3, text);
-      expect(together.toFloat32()).toEqual(Float32Array.from(alone.flatMap((values) => [...values])));
+      expectSameBits(together.toFloat32(), Float32Array.from(alone.flatMap((values) => [...values])));
     });
   });
 
@@ -184,9 +184,9 @@ describe('the masks of the three objectives', () => {
       const run = (mask: QFormerMask) =>
         qformer.forward({ queries, features: tensor(goldens, 'features'), batch: 1, text, mask });
       const [itc, itg, itm] = [run('itc'), run('itg'), run('itm')];
-      expect(itc.text!.toFloat32()).toEqual(qformer.forward({ batch: 1, text }).text!.toFloat32());
+      expectSameBits(itc.text!.toFloat32(), qformer.forward({ batch: 1, text }).text!.toFloat32());
       // queries see no text in either, so they agree; in itm they do
-      expect(itg.queries!.toFloat32()).toEqual(itc.queries!.toFloat32());
+      expectSameBits(itg.queries!.toFloat32(), itc.queries!.toFloat32());
       expect(itm.queries!.toFloat32()).not.toEqual(itc.queries!.toFloat32());
     });
   });

@@ -6,7 +6,7 @@ import { resamplePositions } from '../lib/models/positions.js';
 import type { VisionTransformer } from '../lib/models/vit.js';
 import { runLayers } from '../lib/nn/sequences.js';
 import { scope, Tensor } from '../lib/tensor/index.js';
-import { expectClose, expectNoLeaks, fixturePath, Goldens } from './support/fixtures.js';
+import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { loadForTest } from './support/models.js';
 
 // what float32 rounding may move over a few layers of values around 1 (the fixtures' own figure)
@@ -62,7 +62,7 @@ describe('the vision tower of InstructBLIP (head_dim 88)', () => {
       const both = pixels(goldens, 'batch.pixel_values');
       const together = model.encodeImage(both).toFloat32();
       const [first, second] = [0, 1].map((i) => model.encodeImage(both.slice(0, i, i + 1)).toFloat32());
-      expect(together).toEqual(Float32Array.of(...first!, ...second!));
+      expectSameBits(together, Float32Array.of(...first!, ...second!));
     });
   });
 
@@ -121,13 +121,13 @@ describe('resampling a position table', () => {
     const classRow = Float32Array.from({ length: dim }, (_, i) => 100 + i);
     const table = Float32Array.of(...classRow, ...goldens.floats(`${name}.table`));
     const resampled = resamplePositions(table, grid, rows, columns, dim);
-    expect(resampled.subarray(0, dim)).toEqual(classRow);
+    expectSameBits(resampled.subarray(0, dim), classRow);
     // eight products of values around 1 in another order
     expectClose(resampled.subarray(dim), goldens.floats(`${name}.scaled`), { atol: 2e-6 }, name);
   });
 
   it('leaves a table of the same grid as it is', () => {
     const table = Float32Array.from({ length: 10 * 3 }, (_, i) => Math.fround(Math.sin(i)));
-    expect(resamplePositions(table, 3, 3, 3, 3)).toEqual(table);
+    expectSameBits(resamplePositions(table, 3, 3, 3, 3), table);
   });
 });
