@@ -122,8 +122,8 @@ describe('resampling a position table', () => {
     const table = Float32Array.of(...classRow, ...goldens.floats(`${name}.table`));
     const resampled = resamplePositions(table, grid, rows, columns, dim);
     expectSameBits(resampled.subarray(0, dim), classRow);
-    // eight products of values around 1 in another order
-    expectClose(resampled.subarray(dim), goldens.floats(`${name}.scaled`), { atol: 2e-6 }, name);
+    // eight products of values up to 4, rounded on either side
+    expectClose(resampled.subarray(dim), goldens.floats(`${name}.scaled`), { atol: 5e-6 }, name);
   });
 
   it('leaves a table of the same grid as it is', () => {
