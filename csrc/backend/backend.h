@@ -4,7 +4,8 @@
 // - Shapes, dtypes and strides were checked by ops/ before a call; a backend checks only what is known on the device
 //   (an id out of range, an allocation that fails).
 // - Structs are copied byte for byte when a graph is recorded, so they hold pointers and numbers only.
-// - Accumulation is in f32. Results do not depend on the other rows of a batch nor on the number of threads: every output
+// - Accumulation is in f32. Results do not depend on the other rows of a batch nor on the number of threads: every
+// output
 //   element has one fixed reduction order, whatever M is.
 // - "ld*" and "*_stride" are distances in elements between consecutive rows (tokens); the last axis is always dense.
 // - A function returns a QfStatus; on failure it leaves a message for `last_error` on the calling thread.
@@ -122,8 +123,8 @@ typedef struct QfRope {
   int64_t tokens, heads, head_dim, x_stride;
 } QfRope;
 
-// o = softmax(scale * q kᵀ + mask) v for packed sequences of different length; head h reads kv head h / (heads / kv_heads).
-// A row that sees no key gives zeros.
+// o = softmax(scale * q kᵀ + mask) v for packed sequences of different length; head h reads kv head h / (heads /
+// kv_heads). A row that sees no key gives zeros.
 typedef struct QfAttention {
   const float* q;               // [tokens_q, heads, head_dim], tokens q_stride apart
   const float* k;               // [tokens_k, kv_heads, head_dim], tokens k_stride apart
@@ -218,8 +219,8 @@ typedef struct QfCopy {
 
 // ---- image ------------------------------------------------------------------------------------------------------
 
-// Pillow's BICUBIC resize, bit for bit: a = -0.5, support widened when shrinking, horizontal then vertical pass, each rounded to
-// u8, 22-bit fixed-point coefficients.
+// Pillow's BICUBIC resize, bit for bit: a = -0.5, support widened when shrinking, horizontal then vertical pass, each
+// rounded to u8, 22-bit fixed-point coefficients.
 typedef struct QfResizeBicubic {
   const uint8_t* x;  // [height, width, 3]
   uint8_t* y;        // [out_height, out_width, 3]
@@ -274,8 +275,8 @@ typedef struct QfWarpLogits {
   int64_t batch, vocab;
 } QfWarpLogits;
 
-// One token per row from the warped scores: the arg max (lowest id on ties) where temperature is 0, else inverse CDF in id order at
-// u = philox4x32-10(key = seed, counter = step). A row with a NaN or without a finite score gives id -1.
+// One token per row from the warped scores: the arg max (lowest id on ties) where temperature is 0, else inverse CDF in
+// id order at u = philox4x32-10(key = seed, counter = step). A row with a NaN or without a finite score gives id -1.
 typedef struct QfSample {
   const float* scores;       // [batch, vocab] dense
   const float* temperature;  // [batch]
@@ -287,9 +288,9 @@ typedef struct QfSample {
 
 // The k largest entries per row in descending order (lowest id first among equals).
 typedef struct QfTopK {
-  const float* x;   // [rows, cols] dense
-  float* values;    // [rows, k]
-  int32_t* ids;     // [rows, k]
+  const float* x;  // [rows, cols] dense
+  float* values;   // [rows, k]
+  int32_t* ids;    // [rows, k]
   int64_t rows, cols, k;
 } QfTopK;
 
@@ -309,11 +310,11 @@ typedef struct QfLoraMerge {
 // ---- the table --------------------------------------------------------------------------------------------------
 
 typedef struct QfDeviceInfo {
-  char name[128];      // "AMD EPYC … (avx512bf16)", "NVIDIA H100 …"
-  char level[32];      // instruction set or compute capability in use: "avx512bf16", "sm_90"
-  int64_t memory;      // bytes, total
-  int64_t free_memory; // bytes, now
-  int32_t threads;     // CPU: threads of the pool
+  char name[128];       // "AMD EPYC … (avx512bf16)", "NVIDIA H100 …"
+  char level[32];       // instruction set or compute capability in use: "avx512bf16", "sm_90"
+  int64_t memory;       // bytes, total
+  int64_t free_memory;  // bytes, now
+  int32_t threads;      // CPU: threads of the pool
 } QfDeviceInfo;
 
 typedef struct QfBackend {
@@ -335,28 +336,28 @@ typedef struct QfBackend {
   // 1 where kernels read host memory directly, so that mapped weights are used in place
   int32_t host_memory;
 
-#define QF_OPS(X)                          \
-  X(linear, QfLinear)                      \
-  X(gated_linear, QfGatedLinear)           \
-  X(layer_norm, QfLayerNorm)               \
-  X(rms_norm, QfRmsNorm)                   \
-  X(softmax, QfSoftmax)                    \
-  X(rope, QfRope)                          \
-  X(attention, QfAttention)                \
-  X(kv_append, QfKvAppend)                 \
-  X(paged_attention, QfPagedAttention)     \
-  X(gather_rows, QfGatherRows)             \
-  X(scatter_rows, QfScatterRows)           \
-  X(binary, QfBinaryArgs)                  \
-  X(unary, QfUnary)                        \
-  X(copy, QfCopy)                          \
-  X(resize_bicubic, QfResizeBicubic)       \
-  X(normalize_image, QfNormalizeImage)     \
-  X(patch_embedding, QfPatchEmbedding)     \
-  X(penalize_logits, QfPenalizeLogits)     \
-  X(warp_logits, QfWarpLogits)             \
-  X(sample, QfSample)                      \
-  X(top_k, QfTopK)                         \
+#define QF_OPS(X)                      \
+  X(linear, QfLinear)                  \
+  X(gated_linear, QfGatedLinear)       \
+  X(layer_norm, QfLayerNorm)           \
+  X(rms_norm, QfRmsNorm)               \
+  X(softmax, QfSoftmax)                \
+  X(rope, QfRope)                      \
+  X(attention, QfAttention)            \
+  X(kv_append, QfKvAppend)             \
+  X(paged_attention, QfPagedAttention) \
+  X(gather_rows, QfGatherRows)         \
+  X(scatter_rows, QfScatterRows)       \
+  X(binary, QfBinaryArgs)              \
+  X(unary, QfUnary)                    \
+  X(copy, QfCopy)                      \
+  X(resize_bicubic, QfResizeBicubic)   \
+  X(normalize_image, QfNormalizeImage) \
+  X(patch_embedding, QfPatchEmbedding) \
+  X(penalize_logits, QfPenalizeLogits) \
+  X(warp_logits, QfWarpLogits)         \
+  X(sample, QfSample)                  \
+  X(top_k, QfTopK)                     \
   X(lora_merge, QfLoraMerge)
 
 #define QF_DECLARE_OP(name, Args) QfStatus (*name)(int32_t device, const Args* args);
