@@ -59,15 +59,15 @@ export class BlockManager {
   /**
    * Gives a sequence without blocks the cached prefix of its tokens and room for the rest.
    * Returns the tokens that need no computation (never all of them: the last one yields the logits), or -1 where the pool
-   * has no room; nothing has changed then.
+   * has no room for them and `headroom` more blocks; nothing has changed then.
    */
-  start(owner: BlockOwner): number {
+  start(owner: BlockOwner, headroom = 0): number {
     const hits = this.#cachedPrefix(owner);
     const idle = hits.filter((block) => this.#references[block] === 0).length;
     const missing = this.blocksFor(owner.tokens.length) - hits.length;
-    if (missing > this.available - idle) return -1;
+    if (missing + headroom > this.available - idle) return -1;
     for (const block of hits) this.#acquire(block);
-    owner.blockTable = hits;
+    owner.blockTable = [...hits];
     this.grow(owner, owner.tokens.length);
     return hits.length * this.blockSize;
   }

@@ -91,7 +91,8 @@ export class Scheduler {
   #admit(step: ScheduledSequence[], budget: number, onStart?: (sequence: Sequence, cachedTokens: number) => void): void {
     while (budget > 0 && this.#waiting.length > 0 && this.#running.length < this.options.maxBatchSize) {
       const sequence = this.#waiting[0]!;
-      const cached = this.blocks.start(sequence);
+      // One block of headroom for each running sequence: admitting into the last blocks would only preempt at once.
+      const cached = this.blocks.start(sequence, this.#running.length);
       if (cached < 0) return;
       this.#waiting.shift();
       this.#running.push(sequence);
