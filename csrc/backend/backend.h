@@ -261,6 +261,7 @@ typedef struct QfPenalizeLogits {
   const int32_t* cu_banned;         // [batch + 1]
   const float* repetition_penalty;  // [batch], 1: off
   int64_t batch, vocab;
+  int64_t history_len, banned_len;  // elements; offsets beyond them are QF_INVALID_ARGUMENT
 } QfPenalizeLogits;
 
 // scores = logits / temperature, then top-k (ties kept), top-p, min-p: dropped entries become -inf.

@@ -1,0 +1,82 @@
+#include "core/device.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+
+namespace qformer {
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Device>> devices;
+};
+
+Registry& registry() {
+  // Leaked on purpose: tensors of other threads may outlive static destruction.
+  static Registry* instance = new Registry;
+  return *instance;
+}
+
+ErrorCode code_of(QfStatus status) {
+  switch (status) {
+    case QF_INVALID_ARGUMENT:
+      return ErrorCode::kInvalidArgument;
+    case QF_OUT_OF_MEMORY:
+      return ErrorCode::kOutOfMemory;
+    case QF_UNSUPPORTED:
+      return ErrorCode::kUnsupported;
+    case QF_DEVICE_FAULT:
+      return ErrorCode::kCuda;
+    default:
+      return ErrorCode::kInternal;
+  }
+}
+
+}  // namespace
+
+void register_backend(const QfBackend* backend) {
+  if (backend->abi != QF_BACKEND_ABI || backend->size != sizeof(QfBackend)) {
+    fail(ErrorCode::kDevice, "backend %s has ABI %u (%u bytes), needed %u (%zu bytes)", backend->name, backend->abi,
+         backend->size, QF_BACKEND_ABI, sizeof(QfBackend));
+  }
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  for (const auto& device : all.devices) {
+    if (device->backend == backend) return;
+  }
+  const int32_t count = backend->device_count();
+  for (int32_t i = 0; i < count; ++i) {
+    std::string name = backend->name;
+    if (count > 1) name += ":" + std::to_string(i);
+    all.devices.push_back(std::make_unique<Device>(Device{backend, i, std::move(name)}));
+  }
+}
+
+Device& find_device(std::string_view name) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  std::string known;
+  for (const auto& device : all.devices) {
+    if (device->name == name) return *device;
+    known += (known.empty() ? "" : ", ") + device->name;
+  }
+  fail(ErrorCode::kDevice, "no device '%.*s' (found: %s)", static_cast<int>(std::min<size_t>(name.size(), 60)),
+       name.data(), known.c_str());
+}
+
+std::vector<Device*> all_devices() {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  std::vector<Device*> devices;
+  for (const auto& device : all.devices) devices.push_back(device.get());
+  return devices;
+}
+
+void check_status(const Device& device, QfStatus status, const char* what) {
+  if (status == QF_OK) return;
+  const char* reason = device.backend->last_error();
+  fail(code_of(status), "%s: %s", what, reason != nullptr && *reason != '\0' ? reason : "failed without a message");
+}
+
+}  // namespace qformer

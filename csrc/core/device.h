@@ -1,0 +1,32 @@
+// The registry of devices. A device is one entry of one backend: "cpu", "cuda:0", "emulated".
+// Registered once per process and never removed, so a Device& stays valid.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/error.h"
+
+namespace qformer {
+
+struct Device {
+  const QfBackend* backend;
+  int32_t index;
+  std::string name;
+};
+
+// Adds every device of a backend: one device is named like the backend, several get ":0", ":1", …
+// Registering the same backend again does nothing. DEVICE if its ABI differs from ours.
+void register_backend(const QfBackend* backend);
+
+// DEVICE if there is none of that name; the message lists those that exist.
+Device& find_device(std::string_view name);
+
+std::vector<Device*> all_devices();
+
+// Turns a failed status into an Error; `what` names the op.
+void check_status(const Device& device, QfStatus status, const char* what);
+
+}  // namespace qformer

@@ -1,0 +1,82 @@
+// Record and replay. While a Graph is being recorded on a thread, ops are appended to it instead of run: a function pointer and
+// the bytes of its argument struct. Memory made during the recording comes from a pool that the graph owns, and is reused inside
+// the recording only, so that a replay overwrites nobody else's data. Tensors from outside are kept alive by the graph.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <unordered_set>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace qformer {
+
+// The private memory of one graph: blocks freed during the recording serve later allocations of it.
+class GraphPool {
+ public:
+  ~GraphPool();
+  void* take(Device& device, int64_t bytes);
+  void give_back(void* data);
+
+ private:
+  struct Block {
+    Device* device;
+    void* data;
+    int64_t bytes;
+    bool free;
+  };
+  std::vector<Block> blocks_;
+};
+
+class Graph {
+ public:
+  using AnyOp = QfStatus (*)(int32_t, const void*);
+
+  ~Graph() { end(); }
+  // Starts recording on this thread. INVALID_ARGUMENT if one is being recorded already.
+  void begin();
+  // Ends recording on this thread; safe to call when it never began.
+  void end();
+  // Runs every recorded op in order.
+  void replay();
+
+  void append(Device& device, const char* name, AnyOp op, const void* args, size_t bytes);
+  void retain(const std::shared_ptr<Storage>& storage);
+  const std::shared_ptr<GraphPool>& pool() const { return pool_; }
+  size_t op_count() const { return ops_.size(); }
+
+  static Graph* recording();
+
+ private:
+  struct Op {
+    Device* device;
+    const char* name;
+    AnyOp run;
+    size_t offset;  // of its arguments in arguments_
+  };
+  std::vector<Op> ops_;
+  std::vector<std::max_align_t> arguments_;
+  std::unordered_set<std::shared_ptr<Storage>> retained_;
+  std::shared_ptr<GraphPool> pool_ = std::make_shared<GraphPool>();
+};
+
+// Runs an op on the device of `args`' tensors, or records it. `tensors` are kept alive by a recording.
+template <class Args, class... Tensors>
+void launch(Device& device, const char* name, QfStatus (*op)(int32_t, const Args*), const Args& args,
+            const Tensors&... tensors) {
+  static_assert(std::is_trivially_copyable_v<Args>);
+  Graph* graph = Graph::recording();
+  if (graph == nullptr) {
+    if (op == nullptr) fail(ErrorCode::kUnsupported, "%s is not implemented on %s", name, device.name.c_str());
+    check_status(device, op(device.index, &args), name);
+    return;
+  }
+  if (op == nullptr) fail(ErrorCode::kUnsupported, "%s is not implemented on %s", name, device.name.c_str());
+  (graph->retain(tensors.storage), ...);
+  graph->append(device, name, reinterpret_cast<Graph::AnyOp>(op), &args, sizeof args);
+}
+
+}  // namespace qformer

@@ -1,0 +1,42 @@
+#include "core/tensor.h"
+
+namespace qformer {
+
+Shape::Shape(std::initializer_list<int64_t> extents) {
+  for (int64_t extent : extents) push_back(extent);
+}
+
+void Shape::push_back(int64_t extent) {
+  if (rank_ == kMaxRank) fail(ErrorCode::kShape, "a tensor has at most %d axes", kMaxRank);
+  extents_[rank_++] = extent;
+}
+
+int64_t Shape::count() const {
+  int64_t product = 1;
+  for (int axis = 0; axis < rank_; ++axis) {
+    if (extents_[axis] < 0) fail(ErrorCode::kShape, "a tensor has no negative extent, got %s", text().c_str());
+    if (__builtin_mul_overflow(product, extents_[axis], &product)) {
+      fail(ErrorCode::kShape, "shape %s has too many elements", text().c_str());
+    }
+  }
+  return product;
+}
+
+bool Shape::operator==(const Shape& other) const {
+  if (rank_ != other.rank_) return false;
+  for (int axis = 0; axis < rank_; ++axis) {
+    if (extents_[axis] != other.extents_[axis]) return false;
+  }
+  return true;
+}
+
+std::string Shape::text() const {
+  std::string out = "[";
+  for (int axis = 0; axis < rank_; ++axis) {
+    if (axis > 0) out += ", ";
+    out += std::to_string(extents_[axis]);
+  }
+  return out + "]";
+}
+
+}  // namespace qformer

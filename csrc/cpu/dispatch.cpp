@@ -1,0 +1,73 @@
+// Chooses the kernel table once per process. Compiled for the baseline instruction set.
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace qformer::cpu {
+
+extern const CpuKernels kernels_scalar;
+#if defined(__x86_64__)
+extern const CpuKernels kernels_avx2, kernels_avx512, kernels_avx512bf16;
+#elif defined(__aarch64__)
+extern const CpuKernels kernels_neon;
+#endif
+
+namespace {
+
+struct Candidate {
+  const CpuKernels* table;
+  bool (*supported)();
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+// Best first.
+const Candidate kCandidates[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512bf16, has_avx512bf16},
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&kernels_neon, always},
+#endif
+    {&kernels_scalar, always},
+};
+
+const CpuKernels& choose() {
+  const char* wanted = std::getenv("QFORMER_ISA");
+  const CpuKernels* table = wanted != nullptr ? find_kernels(wanted) : nullptr;
+  if (table != nullptr) return *table;
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.supported()) return *candidate.table;
+  }
+  return kernels_scalar;
+}
+
+}  // namespace
+
+const CpuKernels* find_kernels(const char* level) {
+  for (const Candidate& candidate : kCandidates) {
+    if (std::strcmp(candidate.table->level, level) == 0) return candidate.supported() ? candidate.table : nullptr;
+  }
+  return nullptr;
+}
+
+const CpuKernels& kernels() {
+  static const CpuKernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace qformer::cpu

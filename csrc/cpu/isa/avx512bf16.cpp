@@ -1,0 +1,15 @@
+// The kernels for x86-64 with AVX-512 and its BF16 dot product.
+#if defined(__x86_64__)
+
+#define QF_ISA avx512bf16
+#define QF_ISA_AVX512 1
+#define QF_ISA_BF16_DOT 1
+#define QF_LEVEL "avx512bf16"
+#include "../kernel_set.h"
+
+namespace qformer::cpu {
+extern const CpuKernels kernels_avx512bf16;
+const CpuKernels kernels_avx512bf16 = avx512bf16::kKernels;
+}  // namespace qformer::cpu
+
+#endif

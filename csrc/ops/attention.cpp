@@ -1,0 +1,150 @@
+// Rotary embedding, attention and the paged KV cache. See QfRope, QfAttention, QfKvAppend and QfPagedAttention in
+// backend/backend.h. What cu_seqlens, slots and block tables point at is checked by the backend, which can read them.
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace qformer::ops {
+namespace {
+
+// A [batch + 1] vector of offsets; returns the batch size.
+int64_t check_cu_seqlens(const char* op, const char* name, const Tensor& x) {
+  check_rank(op, name, x, 1, "[batch + 1]");
+  if (x.shape[0] < 1) fail(ErrorCode::kShape, "%s: %s must be [batch + 1], got [0]", op, name);
+  check_vector(op, name, x, x.shape[0], QF_I32);
+  return x.shape[0] - 1;
+}
+
+void check_heads(const char* op, int64_t heads, int64_t kv_heads) {
+  if (kv_heads > 0 && heads % kv_heads == 0) return;
+  fail(ErrorCode::kShape, "%s: %lld heads cannot share %lld kv heads", op, static_cast<long long>(heads),
+       static_cast<long long>(kv_heads));
+}
+
+struct CacheShape {
+  int64_t blocks, block_size, kv_heads, head_dim;
+};
+
+CacheShape check_caches(const char* op, const Tensor& k_cache, const Tensor& v_cache) {
+  check_rank(op, "kCache", k_cache, 4, "[blocks, block_size, kv_heads, head_dim]");
+  check_dtype(op, "kCache", k_cache, {QF_F32, QF_F16, QF_BF16});
+  check_dense(op, "kCache", k_cache);
+  check_dtype(op, "vCache", v_cache, {k_cache.dtype});
+  check_shape(op, "vCache", v_cache, k_cache.shape);
+  check_dense(op, "vCache", v_cache);
+  if (k_cache.shape[1] < 1) fail(ErrorCode::kShape, "%s: block_size must be at least 1", op);
+  return {k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], k_cache.shape[3]};
+}
+
+}  // namespace
+
+Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
+  constexpr const char* kOp = "rope";
+  Device& device = common_device(kOp, x, {&positions, &inv_freq});
+  const int64_t stride = token_stride(kOp, "x", x);
+  const int64_t head_dim = x.shape[2];
+  if (head_dim % 2 != 0) fail(ErrorCode::kShape, "rope: head_dim must be even, got %lld", static_cast<long long>(head_dim));
+  check_vector(kOp, "positions", positions, x.shape[0], QF_I32);
+  check_vector(kOp, "invFreq", inv_freq, head_dim / 2, QF_F32);
+  Tensor y = empty_tensor(device, x.shape, QF_F32);
+  const QfRope args{x.as<float>(), positions.as<int32_t>(), inv_freq.as<float>(), y.as<float>(),
+                    x.shape[0],    x.shape[1],              head_dim,             stride};
+  launch(device, kOp, device.backend->rope, args, x, positions, inv_freq, y);
+  return y;
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                 double scale, int32_t mask, int64_t num_query) {
+  constexpr const char* kOp = "attention";
+  Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k});
+  QfAttention args{};
+  args.q_stride = token_stride(kOp, "q", q);
+  args.k_stride = token_stride(kOp, "k", k);
+  args.v_stride = token_stride(kOp, "v", v);
+  check_shape(kOp, "v", v, k.shape);
+  check_shape(kOp, "k", k, Shape{k.shape[0], k.shape[1], q.shape[2]});
+  check_heads(kOp, q.shape[1], k.shape[1]);
+  args.batch = check_cu_seqlens(kOp, "cuSeqlensQ", cu_seqlens_q);
+  check_vector(kOp, "cuSeqlensK", cu_seqlens_k, args.batch + 1, QF_I32);
+  check_range(kOp, "mask", mask, QF_MASK_FULL, QF_MASK_ITG);
+  check_range(kOp, "numQuery", num_query, 0, INT32_MAX);
+  Tensor o = empty_tensor(device, q.shape, QF_F32);
+  args.q = q.as<float>();
+  args.k = k.as<float>();
+  args.v = v.as<float>();
+  args.o = o.as<float>();
+  args.cu_seqlens_q = cu_seqlens_q.as<int32_t>();
+  args.cu_seqlens_k = cu_seqlens_k.as<int32_t>();
+  args.tokens_q = q.shape[0];
+  args.tokens_k = k.shape[0];
+  args.heads = q.shape[1];
+  args.kv_heads = k.shape[1];
+  args.head_dim = q.shape[2];
+  args.scale = static_cast<float>(scale);
+  args.mask = mask;
+  args.num_query = static_cast<int32_t>(num_query);
+  launch(device, kOp, device.backend->attention, args, q, k, v, cu_seqlens_q, cu_seqlens_k, o);
+  return o;
+}
+
+void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache, const Tensor& slot_mapping) {
+  constexpr const char* kOp = "kvAppend";
+  Device& device = common_device(kOp, k, {&v, &k_cache, &v_cache, &slot_mapping});
+  QfKvAppend args{};
+  args.k_stride = token_stride(kOp, "k", k);
+  args.v_stride = token_stride(kOp, "v", v);
+  const CacheShape cache = check_caches(kOp, k_cache, v_cache);
+  check_writable(kOp, "kCache", k_cache);
+  check_writable(kOp, "vCache", v_cache);
+  check_shape(kOp, "k", k, Shape{k.shape[0], cache.kv_heads, cache.head_dim});
+  check_shape(kOp, "v", v, k.shape);
+  check_vector(kOp, "slotMapping", slot_mapping, k.shape[0], QF_I32);
+  args.k = k.as<float>();
+  args.v = v.as<float>();
+  args.k_cache = k_cache.data();
+  args.v_cache = v_cache.data();
+  args.slot_mapping = slot_mapping.as<int32_t>();
+  args.tokens = k.shape[0];
+  args.kv_heads = cache.kv_heads;
+  args.head_dim = cache.head_dim;
+  args.slots = cache.blocks * cache.block_size;
+  args.cache_dtype = k_cache.dtype;
+  launch(device, kOp, device.backend->kv_append, args, k, v, k_cache, v_cache, slot_mapping);
+}
+
+Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
+                       const Tensor& block_table, const Tensor& context_lens, double scale) {
+  constexpr const char* kOp = "pagedAttention";
+  Device& device = common_device(kOp, q, {&k_cache, &v_cache, &cu_seqlens_q, &block_table, &context_lens});
+  QfPagedAttention args{};
+  args.q_stride = token_stride(kOp, "q", q);
+  const CacheShape cache = check_caches(kOp, k_cache, v_cache);
+  check_shape(kOp, "q", q, Shape{q.shape[0], q.shape[1], cache.head_dim});
+  check_heads(kOp, q.shape[1], cache.kv_heads);
+  args.batch = check_cu_seqlens(kOp, "cuSeqlensQ", cu_seqlens_q);
+  check_rank(kOp, "blockTable", block_table, 2, "[batch, max_blocks]");
+  check_dtype(kOp, "blockTable", block_table, {QF_I32});
+  check_shape(kOp, "blockTable", block_table, Shape{args.batch, block_table.shape[1]});
+  check_dense(kOp, "blockTable", block_table);
+  check_vector(kOp, "contextLens", context_lens, args.batch, QF_I32);
+  Tensor o = empty_tensor(device, q.shape, QF_F32);
+  args.q = q.as<float>();
+  args.k_cache = k_cache.data();
+  args.v_cache = v_cache.data();
+  args.o = o.as<float>();
+  args.cu_seqlens_q = cu_seqlens_q.as<int32_t>();
+  args.block_table = block_table.as<int32_t>();
+  args.context_lens = context_lens.as<int32_t>();
+  args.tokens = q.shape[0];
+  args.heads = q.shape[1];
+  args.kv_heads = cache.kv_heads;
+  args.head_dim = cache.head_dim;
+  args.blocks = cache.blocks;
+  args.block_size = cache.block_size;
+  args.max_blocks = block_table.shape[1];
+  args.scale = static_cast<float>(scale);
+  args.cache_dtype = k_cache.dtype;
+  launch(device, kOp, device.backend->paged_attention, args, q, k_cache, v_cache, cu_seqlens_q, block_table, context_lens, o);
+  return o;
+}
+
+}  // namespace qformer::ops

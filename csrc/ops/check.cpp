@@ -1,0 +1,101 @@
+#include "ops/check.h"
+
+namespace qformer::ops {
+
+void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed) {
+  std::string names;
+  for (int32_t dtype : allowed) {
+    if (x.dtype == dtype) return;
+    names += (names.empty() ? "" : " or ") + std::string(qf_dtype_name(dtype));
+  }
+  fail(ErrorCode::kDtype, "%s: %s must be %s, got %s", op, name, names.c_str(), qf_dtype_name(x.dtype));
+}
+
+void check_f32(const char* op, const char* name, const Tensor& x) { check_dtype(op, name, x, {QF_F32}); }
+
+void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout) {
+  if (x.rank() == rank) return;
+  fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, layout, x.shape.text().c_str());
+}
+
+void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
+  if (x.shape == expected) return;
+  fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, expected.text().c_str(), x.shape.text().c_str());
+}
+
+void check_dense(const char* op, const char* name, const Tensor& x) {
+  if (x.is_dense()) return;
+  fail(ErrorCode::kShape, "%s: %s %s is a strided view; call contiguous() first", op, name, x.shape.text().c_str());
+}
+
+void check_vector(const char* op, const char* name, const Tensor& x, int64_t n, int32_t dtype) {
+  check_dtype(op, name, x, {dtype});
+  check_shape(op, name, x, Shape{n});
+  check_dense(op, name, x);
+}
+
+void check_writable(const char* op, const char* name, const Tensor& x) {
+  if (!x.storage->read_only) return;
+  fail(ErrorCode::kInvalidArgument, "%s: %s is a read-only file mapping", op, name);
+}
+
+void check_range(const char* op, const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  fail(ErrorCode::kInvalidArgument, "%s: %s must be between %lld and %lld, got %lld", op, name,
+       static_cast<long long>(low), static_cast<long long>(high), static_cast<long long>(value));
+}
+
+Rows rows_of(const char* op, const char* name, const Tensor& x) {
+  const int rank = x.rank();
+  if (rank == 0) fail(ErrorCode::kShape, "%s: %s must have at least one axis, got []", op, name);
+  const int64_t cols = x.shape[rank - 1];
+  bool even = cols <= 1 || x.strides[rank - 1] == 1;
+  int64_t rows = 1;
+  int64_t ld = cols;
+  bool first = true;
+  for (int axis = rank - 2; axis >= 0; --axis) {
+    if (x.shape[axis] == 1) continue;
+    if (first) {
+      ld = x.strides[axis];
+      first = false;
+    } else {
+      even = even && x.strides[axis] == ld * rows;
+    }
+    rows *= x.shape[axis];
+  }
+  if (x.count() == 0) return {rows, cols, cols};
+  if (!even) {
+    fail(ErrorCode::kShape, "%s: the rows of %s %s are not evenly spaced; call contiguous() first", op, name,
+         x.shape.text().c_str());
+  }
+  return {rows, cols, ld};
+}
+
+int64_t token_stride(const char* op, const char* name, const Tensor& x) {
+  check_rank(op, name, x, 3, "[tokens, heads, head_dim]");
+  check_f32(op, name, x);
+  const bool dense_head = x.shape[2] <= 1 || x.strides[2] == 1;
+  const bool dense_token = x.shape[1] <= 1 || x.strides[1] == x.shape[2];
+  if (x.count() > 0 && !(dense_head && dense_token)) {
+    fail(ErrorCode::kShape, "%s: the heads of %s %s are not dense; call contiguous() first", op, name, x.shape.text().c_str());
+  }
+  return x.shape[0] <= 1 ? x.shape[1] * x.shape[2] : x.strides[0];
+}
+
+Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others) {
+  Device& device = x.device();
+  for (const Tensor* other : others) {
+    if (other == nullptr || &other->device() == &device) continue;
+    fail(ErrorCode::kDevice, "%s: tensors are on different devices (%s and %s)", op, device.name.c_str(),
+         other->device().name.c_str());
+  }
+  return device;
+}
+
+Shape with_last(const Shape& shape, int64_t last) {
+  Shape out = shape;
+  out[shape.rank() - 1] = last;
+  return out;
+}
+
+}  // namespace qformer::ops

@@ -1,0 +1,40 @@
+// The checks that ops share. Each throws with the op's name in front and says what was needed and what came.
+#pragma once
+
+#include <initializer_list>
+
+#include "core/tensor.h"
+
+namespace qformer::ops {
+
+// Evenly spaced rows of a tensor seen as [rows, cols]: the leading axes collapse into one.
+struct Rows {
+  int64_t rows;
+  int64_t cols;
+  int64_t ld;
+};
+
+// DTYPE unless x has one of `allowed`.
+void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed);
+void check_f32(const char* op, const char* name, const Tensor& x);
+// SHAPE unless x has this rank; `layout` is the wanted shape in words ("[tokens, heads, head_dim]").
+void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout);
+void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
+void check_dense(const char* op, const char* name, const Tensor& x);
+// A dense vector [n] of one dtype: weights, ids, per-row parameters.
+void check_vector(const char* op, const char* name, const Tensor& x, int64_t n, int32_t dtype);
+// INVALID_ARGUMENT for a read-only mapping as the target of an in-place op.
+void check_writable(const char* op, const char* name, const Tensor& x);
+void check_range(const char* op, const char* name, int64_t value, int64_t low, int64_t high);
+
+// SHAPE when the leading axes do not collapse to evenly spaced rows.
+Rows rows_of(const char* op, const char* name, const Tensor& x);
+// [tokens, heads, head_dim] with dense tokens: returns the distance between tokens.
+int64_t token_stride(const char* op, const char* name, const Tensor& x);
+
+// The device of x; DEVICE when another tensor lives elsewhere. Null entries are skipped.
+Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others);
+
+Shape with_last(const Shape& shape, int64_t last);
+
+}  // namespace qformer::ops

@@ -1,0 +1,171 @@
+// config.json → ModelConfig: validated, with the defaults of transformers where an entry is absent (published configs are sparse).
+// One class of quirk is handled here so that nobody else has to know it: rotary parameters spelled as in transformers 4 and 5,
+// and the token ids of InstructBLIP-Vicuna. A vision layer_norm_eps of 1e-5 (early revisions; 1e-6 was meant) is kept as
+// written, because that is what the reference computes with such a file.
+// Every size is bounded, so that a lying file cannot ask for a billion layers.
+
+import { QFormerError } from '../errors.js';
+import { readJsonObject, type JsonObject } from './files.js';
+import { JsonFields } from './json-fields.js';
+import { parseLlamaConfig, type LlamaConfig } from './llama-config.js';
+import { BOUNDS, parseActivation, requireMultiple, type Activation } from './model-fields.js';
+
+export type { LlamaConfig, RopeScaling } from './llama-config.js';
+export type { Activation } from './model-fields.js';
+export type { GenerationDefaults, PreprocessorConfig } from './side-config.js';
+
+/** EVA ViT: sizes in channels and pixels. */
+export interface VisionConfig {
+  hiddenSize: number;
+  numLayers: number;
+  numHeads: number;
+  intermediateSize: number;
+  imageSize: number;
+  patchSize: number;
+  numChannels: number;
+  layerNormEps: number;
+  hiddenAct: Activation;
+  qkvBias: boolean;
+}
+
+/** Q-Former; cross-attention sits in every layer whose index is a multiple of `crossAttentionFrequency`. */
+export interface QFormerConfig {
+  hiddenSize: number;
+  numLayers: number;
+  numHeads: number;
+  intermediateSize: number;
+  crossAttentionFrequency: number;
+  encoderHiddenSize: number;
+  layerNormEps: number;
+  maxPositionEmbeddings: number;
+  vocabSize: number;
+  hiddenAct: Activation;
+  useTextInput: boolean;
+}
+
+/** A whole model; `vision` and `qformer` are absent for a text-only one. */
+export interface ModelConfig {
+  modelType: 'instructblip' | 'blip-2' | 'llama';
+  vision?: VisionConfig;
+  qformer?: QFormerConfig;
+  text: LlamaConfig;
+  numQueryTokens: number;
+  /** Absent in the legacy layout, where image features are put in front of the text. */
+  imageTokenId?: number;
+}
+
+/** The configuration in `file`. Throws IO, FORMAT (naming the key path and the value) and UNSUPPORTED. */
+export function readModelConfig(file: string): ModelConfig {
+  return parseModelConfig(readJsonObject(file), file);
+}
+
+/** The configuration held by a parsed config.json; `file` is used in messages. Throws FORMAT and UNSUPPORTED. */
+export function parseModelConfig(json: JsonObject, file: string): ModelConfig {
+  const fields = new JsonFields(file, json);
+  const modelType = fields.optionalString('model_type');
+  if (fields.raw('quantization_config') !== undefined) {
+    throw fields.unsupported(
+      'quantization_config',
+      fields.raw('quantization_config'),
+      'only f32, f16 and bf16 weights',
+    );
+  }
+  switch (modelType) {
+    case 'instructblip':
+    case 'blip-2':
+      return parseComposite(fields, modelType);
+    case 'llama':
+      return { modelType, text: parseLlamaConfig(fields), numQueryTokens: 0 };
+    case undefined:
+      throw new QFormerError('FORMAT', `${file}: model_type is missing`, { file, key: 'model_type' });
+    default:
+      throw fields.unsupported('model_type', modelType, 'known: instructblip, blip-2, llama');
+  }
+}
+
+function parseComposite(fields: JsonFields, modelType: 'instructblip' | 'blip-2'): ModelConfig {
+  refuseRetrieval(fields);
+  fields.optionalBoolean('use_decoder_only_language_model');
+  const vision = parseVision(section(fields, 'vision_config'));
+  const imageTokenKey = fields.raw('image_token_index') === undefined ? 'image_token_id' : 'image_token_index';
+  const imageTokenId = fields.optionalInteger(imageTokenKey, { ...BOUNDS.tokenId, min: 0 });
+  return {
+    modelType,
+    vision,
+    qformer: parseQFormer(section(fields, 'qformer_config'), vision.hiddenSize, modelType === 'instructblip'),
+    text: parseText(fields, modelType),
+    numQueryTokens: fields.integer('num_query_tokens', { min: 1, max: 4096, default: 32 }),
+    ...(imageTokenId === undefined ? {} : { imageTokenId }),
+  };
+}
+
+function refuseRetrieval(fields: JsonFields): void {
+  const architectures = fields.optionalList('architectures', 'strings', (value) => typeof value === 'string') ?? [];
+  const retrieval = architectures.find((name) => name.endsWith('ForImageTextRetrieval'));
+  if (retrieval === undefined) return;
+  throw fields.unsupported('architectures', retrieval, 'image-text retrieval generates no text');
+}
+
+function section(fields: JsonFields, key: string): JsonFields {
+  return fields.optionalObject(key) ?? new JsonFields(fields.file, {}, `${key}.`);
+}
+
+function parseVision(fields: JsonFields): VisionConfig {
+  const config: VisionConfig = {
+    hiddenSize: fields.integer('hidden_size', { ...BOUNDS.width, default: 1408 }),
+    numLayers: fields.integer('num_hidden_layers', { ...BOUNDS.layers, default: 39 }),
+    numHeads: fields.integer('num_attention_heads', { ...BOUNDS.heads, default: 16 }),
+    intermediateSize: fields.integer('intermediate_size', { ...BOUNDS.width, default: 6144 }),
+    imageSize: fields.integer('image_size', { min: 1, max: 8192, default: 224 }),
+    patchSize: fields.integer('patch_size', { min: 1, max: 8192, default: 14 }),
+    numChannels: fields.integer('num_channels', { min: 1, max: 4, default: 3 }),
+    layerNormEps: fields.number('layer_norm_eps', { ...BOUNDS.eps, default: 1e-6 }),
+    hiddenAct: parseActivation(fields, 'hidden_act', 'gelu'),
+    qkvBias: fields.optionalBoolean('qkv_bias') ?? true,
+  };
+  requireMultiple(fields, 'hidden_size', config.hiddenSize, 'num_attention_heads', config.numHeads);
+  if (config.numChannels !== 3) throw fields.unsupported('num_channels', config.numChannels, 'images are RGB');
+  if (config.patchSize > config.imageSize) {
+    throw fields.fault('patch_size', `must not exceed image_size (${config.imageSize})`, config.patchSize);
+  }
+  return config;
+}
+
+function parseQFormer(fields: JsonFields, visionHiddenSize: number, instructed: boolean): QFormerConfig {
+  const config: QFormerConfig = {
+    hiddenSize: fields.integer('hidden_size', { ...BOUNDS.width, default: 768 }),
+    numLayers: fields.integer('num_hidden_layers', { ...BOUNDS.layers, default: 12 }),
+    numHeads: fields.integer('num_attention_heads', { ...BOUNDS.heads, default: 12 }),
+    intermediateSize: fields.integer('intermediate_size', { ...BOUNDS.width, default: 3072 }),
+    crossAttentionFrequency: fields.integer('cross_attention_frequency', { ...BOUNDS.layers, default: 2 }),
+    // the reference overwrites whatever the file says
+    encoderHiddenSize: visionHiddenSize,
+    layerNormEps: fields.number('layer_norm_eps', { ...BOUNDS.eps, default: 1e-12 }),
+    maxPositionEmbeddings: fields.integer('max_position_embeddings', { ...BOUNDS.positions, default: 512 }),
+    vocabSize: fields.integer('vocab_size', { ...BOUNDS.vocab, default: 30522 }),
+    hiddenAct: parseActivation(fields, 'hidden_act', 'gelu'),
+    useTextInput: instructed || (fields.optionalBoolean('use_qformer_text_input') ?? false),
+  };
+  requireMultiple(fields, 'hidden_size', config.hiddenSize, 'num_attention_heads', config.numHeads);
+  const positions = fields.optionalString('position_embedding_type') ?? 'absolute';
+  if (positions !== 'absolute') throw fields.unsupported('position_embedding_type', positions, 'only absolute');
+  return config;
+}
+
+function parseText(fields: JsonFields, modelType: string): LlamaConfig {
+  const text = section(fields, 'text_config');
+  // without a type transformers assumes OPT
+  const textType = text.optionalString('model_type') ?? 'opt';
+  if (textType !== 'llama') {
+    throw text.unsupported('model_type', textType, `the language model of this ${modelType} checkpoint; known: llama`);
+  }
+  const config = parseLlamaConfig(text);
+  return modelType === 'instructblip' ? withVicunaStops(config) : config;
+}
+
+// InstructBLIP-Vicuna's config names bos 0 and eos 1, but the model was trained with `</s>` = 2 as terminator, and finished
+// rows were filled with 0: all three end a text.
+function withVicunaStops(config: LlamaConfig): LlamaConfig {
+  const published = config.bosTokenId === 0 && config.eosTokenIds.length === 1 && config.eosTokenIds[0] === 1;
+  return published ? { ...config, eosTokenIds: [2, 1, 0] } : config;
+}

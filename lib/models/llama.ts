@@ -1,0 +1,151 @@
+// LLaMA (Touvron et al. 2023): pre-norm decoder with RMS norms, rotary positions, grouped-query attention over a paged
+// cache and a gated feed-forward; no biases. Serves Vicuna and Ziya-LLaMA unchanged.
+// The rotary pairs are (j, j + head_dim/2), the order of converted checkpoints.
+
+import type { LlamaConfig } from '../io/config.js';
+import { Embedding } from '../nn/embedding.js';
+import { Linear } from '../nn/linear.js';
+import { RmsNorm } from '../nn/norm.js';
+import type { Parameter, ParameterSource } from '../nn/parameter.js';
+import { rotaryFrequencies } from '../nn/rotary.js';
+import { runLayers } from '../nn/sequences.js';
+import { ops, scope, type Tensor } from '../tensor/index.js';
+import type { BatchInputs, LanguageModel } from './model.js';
+
+/** A LLaMA decoder; `prefix` is '' for a bare checkpoint and 'language_model.' inside a vision-language one. */
+export class Llama implements LanguageModel {
+  readonly embedTokens: Embedding;
+  readonly layers: readonly LlamaLayer[];
+  readonly norm: RmsNorm;
+  readonly lmHead: Parameter;
+
+  constructor(
+    source: ParameterSource,
+    prefix: string,
+    readonly config: LlamaConfig,
+  ) {
+    const { hiddenSize, headDim, numLayers, rmsNormEps, ropeTheta, ropeScaling } = config;
+    const frequencies = rotaryFrequencies(headDim, ropeTheta, ropeScaling);
+    const invFreq = source.constant(`${prefix}model.rotary_emb.inv_freq`, frequencies, [frequencies.length]);
+    source.ignore(`${prefix}model.rotary_emb.inv_freq`);
+    this.embedTokens = new Embedding(source, `${prefix}model.embed_tokens`, hiddenSize);
+    this.layers = Array.from(
+      { length: numLayers },
+      (_, i) => new LlamaLayer(source, `${prefix}model.layers.${i}`, config, invFreq),
+    );
+    this.norm = new RmsNorm(source, `${prefix}model.norm`, hiddenSize, rmsNormEps);
+    this.lmHead = this.#declareHead(source, `${prefix}lm_head.weight`);
+  }
+
+  get numLayers(): number {
+    return this.config.numLayers;
+  }
+
+  get numKvHeads(): number {
+    return this.config.numKvHeads;
+  }
+
+  get headDim(): number {
+    return this.config.headDim;
+  }
+
+  get hiddenSize(): number {
+    return this.config.hiddenSize;
+  }
+
+  get vocabSize(): number {
+    return this.embedTokens.rows;
+  }
+
+  get maxPositions(): number {
+    return this.config.maxPositionEmbeddings;
+  }
+
+  embed(ids: Tensor): Tensor {
+    return this.embedTokens.forward(ids);
+  }
+
+  forward(inputsEmbeds: Tensor, batch: BatchInputs): Tensor {
+    return scope(() => {
+      const hidden = runLayers(inputsEmbeds, this.layers, (layer, x, i) => layer.forward(x, batch, i));
+      return this.norm.forward(hidden);
+    });
+  }
+
+  logits(hidden: Tensor): Tensor {
+    return ops.linear(hidden, this.lmHead.tensor);
+  }
+
+  // A tied head is the embedding table; a copy of it in the file is read by nobody.
+  #declareHead(source: ParameterSource, name: string): Parameter {
+    if (!this.config.tieWordEmbeddings) return source.matrix(name, [this.vocabSize, this.hiddenSize]);
+    source.ignore(name);
+    return this.embedTokens.weight;
+  }
+}
+
+/** One decoder layer: x + o_proj(attention(norm x)), then x + down(act(gate n) · up n) with n = norm x. */
+export class LlamaLayer {
+  readonly inputLayernorm: RmsNorm;
+  readonly postAttentionLayernorm: RmsNorm;
+  readonly qProj: Linear;
+  readonly kProj: Linear;
+  readonly vProj: Linear;
+  readonly oProj: Linear;
+  readonly gateProj: Linear;
+  readonly upProj: Linear;
+  readonly downProj: Linear;
+
+  constructor(
+    source: ParameterSource,
+    prefix: string,
+    readonly config: LlamaConfig,
+    readonly invFreq: Parameter,
+  ) {
+    const { hiddenSize, numHeads, numKvHeads, headDim, intermediateSize, rmsNormEps } = config;
+    this.inputLayernorm = new RmsNorm(source, `${prefix}.input_layernorm`, hiddenSize, rmsNormEps);
+    this.postAttentionLayernorm = new RmsNorm(source, `${prefix}.post_attention_layernorm`, hiddenSize, rmsNormEps);
+    const linear = (name: string, inFeatures: number, outFeatures: number) =>
+      new Linear(source, `${prefix}.${name}`, inFeatures, outFeatures, false);
+    this.qProj = linear('self_attn.q_proj', hiddenSize, numHeads * headDim);
+    this.kProj = linear('self_attn.k_proj', hiddenSize, numKvHeads * headDim);
+    this.vProj = linear('self_attn.v_proj', hiddenSize, numKvHeads * headDim);
+    this.oProj = linear('self_attn.o_proj', numHeads * headDim, hiddenSize);
+    this.gateProj = linear('mlp.gate_proj', hiddenSize, intermediateSize);
+    this.upProj = linear('mlp.up_proj', hiddenSize, intermediateSize);
+    this.downProj = linear('mlp.down_proj', intermediateSize, hiddenSize);
+    // stored by old conversions; the same values are computed from the configuration
+    source.ignore(`${prefix}.self_attn.rotary_emb.inv_freq`);
+  }
+
+  /** x: [t, hidden] f32 → [t, hidden] f32; `index` is the layer's place in the cache. */
+  forward(x: Tensor, batch: BatchInputs, index: number): Tensor {
+    const attended = this.oProj.forward(this.#attention(this.inputLayernorm.forward(x), batch, index), { residual: x });
+    const normed = this.postAttentionLayernorm.forward(attended);
+    const inner = ops.gatedLinear(normed, this.gateProj.weight.tensor, this.upProj.weight.tensor, {
+      activation: this.config.hiddenAct,
+    });
+    return this.downProj.forward(inner, { residual: attended });
+  }
+
+  #attention(x: Tensor, batch: BatchInputs, index: number): Tensor {
+    const { numHeads, numKvHeads, headDim } = this.config;
+    const tokens = x.shape[0]!;
+    const { k: kCache, v: vCache } = batch.kvCache.layers[index]!;
+    const q = this.#rotated(this.qProj.forward(x).reshape([tokens, numHeads, headDim]), batch);
+    const k = this.#rotated(this.kProj.forward(x).reshape([tokens, numKvHeads, headDim]), batch);
+    const v = this.vProj.forward(x).reshape([tokens, numKvHeads, headDim]);
+    ops.kvAppend(k, v, kCache, vCache, batch.slotMapping);
+    const heads = ops.pagedAttention(q, kCache, vCache, {
+      cuSeqlensQ: batch.cuSeqlensQ,
+      blockTable: batch.blockTable,
+      contextLens: batch.contextLens,
+      scale: headDim ** -0.5,
+    });
+    return heads.reshape([tokens, numHeads * headDim]);
+  }
+
+  #rotated(x: Tensor, batch: BatchInputs): Tensor {
+    return ops.rope(x, batch.positions, this.invFreq.tensor);
+  }
+}

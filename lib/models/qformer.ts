@@ -1,0 +1,144 @@
+// The Q-Former (Li et al. 2023, BLIP-2, section 3): a BERT-shaped encoder in which a few learned queries read an image
+// by cross-attention, optionally beside the rows of an instruction (Dai et al. 2023, InstructBLIP).
+// Rows are packed per sequence, [queries, text], without padding; `QFormerLayout` says which row is which.
+// Queries and text share self-attention but have feed-forwards of their own; only queries see the image.
+
+import type { QFormerConfig } from '../io/config.js';
+import { QFormerError } from '../errors.js';
+import { Embedding } from '../nn/embedding.js';
+import { LayerNorm } from '../nn/norm.js';
+import type { ParameterSource } from '../nn/parameter.js';
+import { runLayers } from '../nn/sequences.js';
+import { ops, scope, Tensor } from '../tensor/index.js';
+import { QFormerLayer } from './qformer-layer.js';
+import { QFormerLayout } from './qformer-layout.js';
+
+/** Who sees whom in self-attention: two separate passes in one (itc), text after queries (itg), everybody (itm). */
+export type QFormerMask = 'itc' | 'itg' | 'itm';
+
+/** One packed batch. Without queries it is a text-only pass; without text it is the plain BLIP-2 one. */
+export interface QFormerInput {
+  /** [num_query, hidden] f32, the same for every sequence */
+  queries?: Tensor;
+  /** [batch · image_tokens, encoder_hidden] f32; needed with queries */
+  features?: Tensor;
+  /** number of sequences */
+  batch: number;
+  /** Q-Former token ids of each sequence, any lengths */
+  text?: readonly (readonly number[])[];
+  /** Default 'itm'. */
+  mask?: QFormerMask;
+}
+
+/** The last layer's rows: queries [batch · num_query, hidden] f32, text [text tokens, hidden] f32, each where there are any. */
+export interface QFormerOutput {
+  queries: Tensor | undefined;
+  text: Tensor | undefined;
+}
+
+/** A batch after the embeddings, ready for the layers; hidden: [rows, hidden] f32, packed as `layout` says. */
+export interface EmbeddedQFormerInput {
+  hidden: Tensor;
+  layout: QFormerLayout;
+  features: Tensor | undefined;
+  mask: QFormerMask;
+}
+
+/** Where a checkpoint family keeps the embeddings: InstructBLIP inside the Q-Former, BLIP-2 its norm only. */
+export type QFormerFamily = 'blip-2' | 'instructblip';
+
+/** The Q-Former of either family; text only where the checkpoint has a text path. */
+export class QFormer {
+  readonly layers: readonly QFormerLayer[];
+  readonly layernorm: LayerNorm;
+  readonly wordEmbeddings: Embedding | undefined;
+  readonly positionEmbeddings: Embedding | undefined;
+
+  constructor(
+    source: ParameterSource,
+    prefix: string,
+    readonly config: QFormerConfig,
+    family: QFormerFamily,
+  ) {
+    const { hiddenSize, numLayers, layerNormEps, useTextInput } = config;
+    const inside = family === 'instructblip' ? `${prefix}.embeddings.` : `${prefix}.`;
+    const tables = family === 'instructblip' ? inside : 'embeddings.';
+    if (useTextInput) {
+      this.wordEmbeddings = new Embedding(source, `${tables}word_embeddings`, hiddenSize);
+      this.positionEmbeddings = new Embedding(source, `${tables}position_embeddings`, hiddenSize);
+      source.ignore(`${tables}position_ids`);
+    }
+    this.layernorm = new LayerNorm(source, `${inside}layernorm`, hiddenSize, layerNormEps);
+    this.layers = Array.from(
+      { length: numLayers },
+      (_, i) => new QFormerLayer(source, `${prefix}.encoder.layer.${i}`, config, i),
+    );
+  }
+
+  /** Runs one packed batch; INVALID_ARGUMENT for text that the model cannot read, SHAPE for features that do not fit. */
+  forward(input: QFormerInput): QFormerOutput {
+    return scope(() => {
+      const embedded = this.embed(input);
+      const { layout, features, mask } = embedded;
+      const hidden = runLayers(embedded.hidden, this.layers, (layer, x) => layer.forward(x, layout, features, mask));
+      return { queries: layout.queriesOf(hidden), text: layout.textOf(hidden) };
+    });
+  }
+
+  /** The input of layer 0: norm(queries, word + position of the text). Queries have neither word nor position. */
+  embed({ queries, features, batch, text, mask = 'itm' }: QFormerInput): EmbeddedQFormerInput {
+    const device = queries?.device ?? this.layernorm.weight.tensor.device;
+    this.#checkText(text, batch);
+    const imageTokens = queries === undefined ? 0 : this.#imageTokens(features, batch);
+    const textLengths = text?.map((ids) => ids.length) ?? new Array<number>(batch).fill(0);
+    if (queries === undefined && textLengths.every((length) => length === 0)) {
+      throw new QFormerError('INVALID_ARGUMENT', 'Q-Former: there are neither queries nor text');
+    }
+    const layout = new QFormerLayout(textLengths, queries?.shape[0] ?? 0, imageTokens, device);
+    const rows = layout.join(
+      queries && ops.gatherRows(queries, layout.repeatedQueries()),
+      text && this.#embedText(text, device),
+    );
+    return { hidden: this.layernorm.forward(rows), layout, features, mask };
+  }
+
+  #embedText(text: readonly (readonly number[])[], device: string): Tensor {
+    const ids = Int32Array.from(text.flat());
+    const positions = Int32Array.from(text.flatMap((sequence) => sequence.map((_, i) => i)));
+    const words = this.wordEmbeddings!.forward(Tensor.fromArray(ids, [ids.length], { device }));
+    return ops.add(
+      words,
+      this.positionEmbeddings!.forward(Tensor.fromArray(positions, [positions.length], { device })),
+    );
+  }
+
+  #imageTokens(features: Tensor | undefined, batch: number): number {
+    const rows = features?.shape[0] ?? 0;
+    const { encoderHiddenSize } = this.config;
+    if (rows === 0 || rows % batch !== 0 || features!.shape[1] !== encoderHiddenSize) {
+      const got = features === undefined ? 'none' : `[${features.shape.join(', ')}]`;
+      const want = `[${batch} · image tokens, ${encoderHiddenSize}]`;
+      throw new QFormerError('SHAPE', `Q-Former: image features must be ${want}, got ${got}`);
+    }
+    return rows / batch;
+  }
+
+  #checkText(text: readonly (readonly number[])[] | undefined, batch: number): void {
+    if (text === undefined) return;
+    if (this.wordEmbeddings === undefined || this.positionEmbeddings === undefined) {
+      throw new QFormerError('INVALID_ARGUMENT', 'Q-Former: this checkpoint reads no text');
+    }
+    if (text.length !== batch) {
+      throw new QFormerError(
+        'INVALID_ARGUMENT',
+        `Q-Former: ${batch} sequences need ${batch} texts, got ${text.length}`,
+      );
+    }
+    const limit = this.positionEmbeddings.rows;
+    for (const { length } of text) {
+      if (length <= limit) continue;
+      const message = `Q-Former: the text has ${length} tokens, at most ${limit} fit`;
+      throw new QFormerError('INVALID_ARGUMENT', message, { tokens: length, limit });
+    }
+  }
+}

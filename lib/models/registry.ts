@@ -1,0 +1,54 @@
+// Which class runs which `model_type`. A new architecture is one file and one line here.
+
+import type { Checkpoint } from '../io/checkpoint.js';
+import type { LlamaConfig } from '../io/config.js';
+import { QFormerError } from '../errors.js';
+import type { ParameterSource } from '../nn/parameter.js';
+import { Blip2 } from './blip2.js';
+import { Llama } from './llama.js';
+import type { LanguageModel, VisionLanguageModel } from './model.js';
+import type { Weights } from './weights.js';
+
+/** Builds a model: declares its parameters on `weights`, which the model owns from then on. */
+export type ModelFactory = (checkpoint: Checkpoint, weights: Weights) => VisionLanguageModel;
+
+type LanguageModelFactory = (source: ParameterSource, prefix: string, config: LlamaConfig) => LanguageModel;
+
+const languageModels: Record<LlamaConfig['modelType'], LanguageModelFactory> = {
+  llama: (source, prefix, config) => new Llama(source, prefix, config),
+};
+
+const models = new Map<string, ModelFactory>();
+
+/** Makes `createModel` use `factory` for checkpoints of this model_type. INVALID_ARGUMENT when the type is taken. */
+export function registerModel(modelType: string, factory: ModelFactory): void {
+  if (models.has(modelType)) {
+    throw new QFormerError('INVALID_ARGUMENT', `model_type '${modelType}' is already registered`, { modelType });
+  }
+  models.set(modelType, factory);
+}
+
+/** The model of a checkpoint, its parameters declared but not loaded; UNSUPPORTED for an unknown model_type. */
+export function createModel(checkpoint: Checkpoint, weights: Weights): VisionLanguageModel {
+  const { modelType } = checkpoint.config;
+  const factory = models.get(modelType);
+  if (factory === undefined) {
+    const known = [...models.keys()];
+    const message = `model_type '${modelType}' is not supported (known: ${known.join(', ')})`;
+    throw new QFormerError('UNSUPPORTED', message, { modelType, known });
+  }
+  return factory(checkpoint, weights);
+}
+
+registerModel('blip-2', composed);
+registerModel('instructblip', composed);
+registerModel('llama', ({ config }, weights) => ({
+  config,
+  languageModel: languageModels[config.text.modelType](weights, '', config.text),
+  dispose: () => weights.dispose(),
+}));
+
+function composed({ config }: Checkpoint, weights: Weights): VisionLanguageModel {
+  const languageModel = languageModels[config.text.modelType](weights, 'language_model.', config.text);
+  return new Blip2(weights, config, languageModel, () => weights.dispose());
+}

@@ -1,0 +1,187 @@
+// The weights of one model: what its modules declared, matched against what the checkpoint stores, then loaded.
+// declare (while modules are built) → check (one error names everything that does not fit) → load.
+// Files are memory-mapped and matrices used in place in the stored dtype; f32 vectors and converted matrices are copies.
+// Nothing passes through JavaScript memory, so loading costs address space, not time; pages arrive when first read.
+
+import type { Checkpoint } from '../io/checkpoint.js';
+import type { TensorEntry } from '../io/safetensors.js';
+import { QFormerError } from '../errors.js';
+import { ANY, Parameter, type ParameterSource } from '../nn/parameter.js';
+import { keep, MappedFile, scope, Tensor, type Dtype } from '../tensor/index.js';
+
+/** Where weights live and in which dtype; 'auto' keeps matrices as stored. */
+export interface WeightsOptions {
+  device: string;
+  dtype: 'auto' | 'f32' | 'f16' | 'bf16';
+}
+
+/** Bytes of stored weights, as they are materialised. */
+export interface LoadProgress {
+  loaded: number;
+  total: number;
+}
+
+/** Options of `Weights.load`. */
+export interface LoadOptions {
+  signal?: AbortSignal;
+  onProgress?: (progress: LoadProgress) => void;
+}
+
+interface Declaration {
+  parameter: Parameter;
+  kind: 'matrix' | 'vector';
+  declared: readonly number[];
+}
+
+const FLOAT_DTYPES: Readonly<Record<string, Dtype>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
+// often enough for an abort to be noticed within some ten milliseconds even when every matrix is converted
+const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
+
+/** The parameters of one model and the files behind them. Owns both until `dispose`. */
+export class Weights implements ParameterSource {
+  readonly #declarations = new Map<string, Declaration>();
+  readonly #constants: { parameter: Parameter; values: Float32Array }[] = [];
+  readonly #ignored: string[] = [];
+  readonly #files: MappedFile[] = [];
+  readonly #tensors: Tensor[] = [];
+
+  constructor(
+    readonly checkpoint: Checkpoint,
+    readonly options: WeightsOptions,
+  ) {}
+
+  matrix(name: string, shape: readonly number[]): Parameter {
+    return this.#declare(name, shape, 'matrix');
+  }
+
+  vector(name: string, shape: readonly number[]): Parameter {
+    return this.#declare(name, shape, 'vector');
+  }
+
+  constant(name: string, values: Float32Array, shape: readonly number[]): Parameter {
+    const parameter = new Parameter(name, shape);
+    this.#constants.push({ parameter, values });
+    return parameter;
+  }
+
+  has(name: string): boolean {
+    return this.checkpoint.tensors.has(name);
+  }
+
+  ignore(name: string): void {
+    this.#ignored.push(name);
+  }
+
+  /** Throws one FORMAT error naming every missing, surplus and mis-shaped tensor; details: missing, surplus, mismatched. */
+  check(): void {
+    const missing: string[] = [];
+    const mismatched: string[] = [];
+    for (const [name, declaration] of this.#declarations) {
+      const entry = this.checkpoint.tensors.get(name);
+      if (entry === undefined) missing.push(name);
+      else mismatched.push(...mismatch(entry, declaration.declared));
+    }
+    const surplus = [...this.checkpoint.tensors.keys()].filter((name) => !this.#isExpected(name));
+    if (missing.length + surplus.length + mismatched.length === 0) return;
+    const list = (title: string, names: string[]) =>
+      names.length > 0 && `${title} (${names.length}): ${names.join(', ')}`;
+    const parts = [list('missing', missing), list('not part of the model', surplus), list('wrong', mismatched)];
+    const message = `${this.checkpoint.dir}: the tensors do not fit the model\n  ${parts.filter(Boolean).join('\n  ')}`;
+    throw new QFormerError('FORMAT', message, { missing, surplus, mismatched });
+  }
+
+  /** Checks, maps the files and gives every parameter its tensor; on failure or abort (ABORTED) everything is released. */
+  async load({ signal, onProgress }: LoadOptions = {}): Promise<void> {
+    this.check();
+    try {
+      throwIfAborted(signal);
+      for (const { parameter, values } of this.#constants) {
+        this.#own(parameter, () => Tensor.fromArray(values, [...parameter.shape], { device: this.options.device }));
+      }
+      await this.#loadStored(signal, onProgress);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
+  }
+
+  /** Frees all tensors and unmaps the files. */
+  dispose(): void {
+    for (const { parameter } of [...this.#declarations.values(), ...this.#constants]) parameter.assign(undefined);
+    for (const tensor of this.#tensors.splice(0)) tensor.dispose();
+    for (const file of this.#files.splice(0)) file.close();
+  }
+
+  async #loadStored(signal: AbortSignal | undefined, onProgress: LoadOptions['onProgress']): Promise<void> {
+    const work = [...this.#declarations].map(([name, declaration]) => {
+      return { entry: this.checkpoint.tensors.get(name)!, ...declaration };
+    });
+    work.sort((a, b) =>
+      a.entry.file === b.entry.file ? a.entry.offset - b.entry.offset : a.entry.file < b.entry.file ? -1 : 1,
+    );
+    const total = work.reduce((sum, { entry }) => sum + entry.bytes, 0);
+    const files = new Map<string, MappedFile>();
+    let loaded = 0;
+    let pauseAt = 0;
+    for (const { entry, parameter, kind } of work) {
+      if (loaded >= pauseAt) {
+        pauseAt = loaded + BYTES_BETWEEN_PAUSES;
+        await new Promise((resolve) => setImmediate(resolve));
+        throwIfAborted(signal);
+      }
+      const file = files.get(entry.file) ?? this.#open(entry.file);
+      files.set(entry.file, file);
+      this.#own(parameter, () => this.#materialise(file, entry, kind));
+      loaded += entry.bytes;
+      onProgress?.({ loaded, total });
+    }
+  }
+
+  #materialise(file: MappedFile, entry: TensorEntry, kind: Declaration['kind']): Tensor {
+    const { dtype, device } = this.options;
+    const stored = FLOAT_DTYPES[entry.dtype]!;
+    const wanted = kind === 'vector' ? 'f32' : dtype === 'auto' ? stored : dtype;
+    const tensor = file.tensor(entry.offset, entry.shape, stored, device);
+    return wanted === stored ? tensor : tensor.cast(wanted);
+  }
+
+  #own(parameter: Parameter, make: () => Tensor): void {
+    const tensor = keep(scope(make));
+    this.#tensors.push(tensor);
+    parameter.assign(tensor);
+  }
+
+  #open(path: string): MappedFile {
+    const file = MappedFile.open(path);
+    this.#files.push(file);
+    return file;
+  }
+
+  #declare(name: string, declared: readonly number[], kind: Declaration['kind']): Parameter {
+    if (this.#declarations.has(name)) throw new QFormerError('INTERNAL', `parameter ${name} is declared twice`);
+    const stored = this.checkpoint.tensors.get(name)?.shape;
+    const shape = declared.map((size, axis) => (size === ANY ? (stored?.[axis] ?? ANY) : size));
+    const parameter = new Parameter(name, shape);
+    this.#declarations.set(name, { parameter, kind, declared });
+    return parameter;
+  }
+
+  #isExpected(name: string): boolean {
+    if (this.#declarations.has(name)) return true;
+    return this.#ignored.some((ignored) => (ignored.endsWith('.') ? name.startsWith(ignored) : name === ignored));
+  }
+}
+
+function mismatch(entry: TensorEntry, declared: readonly number[]): string[] {
+  const { name, shape, dtype } = entry;
+  const fits =
+    shape.length === declared.length &&
+    declared.every((size, i) => size === shape[i] || (size === ANY && shape[i]! > 0));
+  const want = declared.map((size) => (size === ANY ? 'any' : size)).join(', ');
+  if (!fits) return [`${name} is [${shape.join(', ')}], must be [${want}]`];
+  return FLOAT_DTYPES[dtype] === undefined ? [`${name} is ${dtype}, must be F32, F16 or BF16`] : [];
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new QFormerError('ABORTED', 'loading was aborted', {}, { cause: signal.reason });
+}

@@ -1,0 +1,24 @@
+// A table of rows looked up by id. The number of rows comes from the stored tensor, never from the configuration:
+// checkpoints are re-saved with padded vocabularies without their configuration saying so.
+
+import { ops, type Tensor } from '../tensor/index.js';
+import { ANY, type Parameter, type ParameterSource } from './parameter.js';
+
+/** y[t] = table[ids[t]] with `PREFIX.weight` [rows, dim]. */
+export class Embedding {
+  readonly weight: Parameter;
+
+  constructor(source: ParameterSource, prefix: string, dim: number) {
+    this.weight = source.matrix(`${prefix}.weight`, [ANY, dim]);
+  }
+
+  /** Rows of the stored table. */
+  get rows(): number {
+    return this.weight.shape[0]!;
+  }
+
+  /** ids: [t] i32 → [t, dim] f32; INVALID_ARGUMENT for an id outside the table. */
+  forward(ids: Tensor): Tensor {
+    return ops.embedding(ids, this.weight.tensor);
+  }
+}

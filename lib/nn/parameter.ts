@@ -1,0 +1,47 @@
+// Parameters and where modules get them from. A module declares its parameters while it is built; the tensors arrive
+// later, when whoever implements ParameterSource has found that all of them fit. So building a model reads no weights,
+// and a checkpoint that does not fit is refused in one piece.
+//
+// Module conventions, kept by every class in nn/ and models/: built from (source, prefix, configuration); `forward`
+// takes and returns tensors; the only state is Parameters; public fields carry the names of the checkpoint's modules.
+
+import { QFormerError } from '../errors.js';
+import type { Tensor } from '../tensor/index.js';
+
+/** In a declared shape: this axis is as long as the stored tensor says. */
+export const ANY = -1;
+
+/** A named weight of a module; its tensor exists from loading until the owner of the weights is disposed. */
+export class Parameter {
+  #tensor: Tensor | undefined;
+
+  constructor(
+    readonly name: string,
+    readonly shape: readonly number[],
+  ) {}
+
+  /** The loaded tensor; INTERNAL before loading and after disposal. */
+  get tensor(): Tensor {
+    if (this.#tensor === undefined) throw new QFormerError('INTERNAL', `parameter ${this.name} is not loaded`);
+    return this.#tensor;
+  }
+
+  /** Hands the parameter its tensor, which the caller keeps owning; `undefined` takes it away. */
+  assign(tensor: Tensor | undefined): void {
+    this.#tensor = tensor;
+  }
+}
+
+/** Where modules declare what they need. Names are the checkpoint's tensor names. */
+export interface ParameterSource {
+  /** A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. */
+  matrix(name: string, shape: readonly number[]): Parameter;
+  /** A weight that is f32 whatever is stored: biases, norms, position tables. */
+  vector(name: string, shape: readonly number[]): Parameter;
+  /** An f32 tensor computed from the configuration instead of stored, e.g. rotary frequencies. */
+  constant(name: string, values: Float32Array, shape: readonly number[]): Parameter;
+  /** True when the checkpoint stores a tensor of this name. */
+  has(name: string): boolean;
+  /** Accepts, and leaves unread, the tensor `name`, or every tensor below `name` when it ends with a dot. */
+  ignore(name: string): void;
+}

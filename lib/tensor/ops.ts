@@ -1,0 +1,252 @@
+// Typed wrappers of the native ops. Activations are f32; results are new tensors of the current scope unless an op says
+// "in place". Shapes are checked natively, with messages of the form "rmsNorm: weight must be [2560], got [2048]".
+// Errors of every op: SHAPE, DTYPE, DEVICE, STALE_TENSOR, INVALID_ARGUMENT, OUT_OF_MEMORY.
+
+import { QFormerError } from '../errors.js';
+import { native } from './binding.js';
+import { Tensor, handleOf } from './tensor.js';
+
+/** gelu is the erf form; gelu_tanh the approximation ("gelu_new"). */
+export type Activation = 'none' | 'gelu' | 'gelu_tanh' | 'relu' | 'silu';
+/** f32: products in f32; bf16: x rounded to bf16 first where the weight is bf16. Sums are f32 in both. */
+export type Math = 'f32' | 'bf16';
+/** Which keys a query row sees: see QfMask in csrc/backend/backend.h; itc and itg are the Q-Former's (BLIP-2, section 3.1). */
+export type Mask = 'full' | 'causal' | 'itc' | 'itg';
+
+const activations: readonly Activation[] = ['none', 'gelu', 'gelu_tanh', 'relu', 'silu'];
+const maths: readonly Math[] = ['f32', 'bf16'];
+const masks: readonly Mask[] = ['full', 'causal', 'itc', 'itg'];
+
+function codeOf<T extends string>(where: string, values: readonly T[], value: T): number {
+  const code = values.indexOf(value);
+  if (code < 0)
+    throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${values.join(', ')}, got '${String(value)}'`);
+  return code;
+}
+
+function optional(where: string, value: Tensor | undefined): number {
+  return value === undefined ? 0 : handleOf(where, value);
+}
+
+/** act(x · wᵀ + bias) + residual. x: [..., k], w: [n, k] f32|f16|bf16, bias: [n], residual: [..., n] → [..., n] */
+export function linear(
+  x: Tensor,
+  w: Tensor,
+  options: { bias?: Tensor; residual?: Tensor; activation?: Activation; math?: Math } = {},
+): Tensor {
+  const activation = codeOf('linear: activation', activations, options.activation ?? 'none');
+  const math = codeOf('linear: math', maths, options.math ?? 'f32');
+  const bias = optional('linear: bias', options.bias);
+  const residual = optional('linear: residual', options.residual);
+  return new Tensor(
+    native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, activation, math),
+  );
+}
+
+/** act(x · wGateᵀ) * (x · wUpᵀ), SiLU by default. x: [..., k], wGate and wUp: [n, k] → [..., n] */
+export function gatedLinear(
+  x: Tensor,
+  wGate: Tensor,
+  wUp: Tensor,
+  options: { activation?: Activation; math?: Math } = {},
+): Tensor {
+  const activation = codeOf('gatedLinear: activation', activations, options.activation ?? 'silu');
+  const math = codeOf('gatedLinear: math', maths, options.math ?? 'f32');
+  const gate = handleOf('gatedLinear: wGate', wGate);
+  return new Tensor(
+    native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), activation, math),
+  );
+}
+
+/** w + scaling · b·a, rounded once to w's dtype. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 */
+export function loraMerge(w: Tensor, a: Tensor, b: Tensor, scaling: number): Tensor {
+  return new Tensor(
+    native.loraMerge(handleOf('loraMerge: w', w), handleOf('loraMerge: a', a), handleOf('loraMerge: b', b), scaling),
+  );
+}
+
+/** (x − mean) / √(var + eps) · weight + bias over the last axis. x: [..., c], weight and bias: [c] */
+export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps: number): Tensor {
+  const scale = handleOf('layerNorm: weight', weight);
+  return new Tensor(native.layerNorm(handleOf('layerNorm: x', x), scale, handleOf('layerNorm: bias', bias), eps));
+}
+
+/** x / √(mean(x²) + eps) · weight over the last axis. x: [..., c], weight: [c] */
+export function rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor {
+  return new Tensor(native.rmsNorm(handleOf('rmsNorm: x', x), handleOf('rmsNorm: weight', weight), eps));
+}
+
+/** Softmax over the last axis. */
+export function softmax(x: Tensor): Tensor {
+  return new Tensor(native.softmax(handleOf('softmax: x', x), 0));
+}
+
+/** Log-softmax over the last axis. */
+export function logSoftmax(x: Tensor): Tensor {
+  return new Tensor(native.softmax(handleOf('logSoftmax: x', x), 1));
+}
+
+/** Rotary embedding, rotate-half pairs. x: [tokens, heads, head_dim], positions: [tokens] i32, invFreq: [head_dim / 2] */
+export function rope(x: Tensor, positions: Tensor, invFreq: Tensor): Tensor {
+  const at = handleOf('rope: positions', positions);
+  return new Tensor(native.rope(handleOf('rope: x', x), at, handleOf('rope: invFreq', invFreq)));
+}
+
+/**
+ * Attention over packed sequences. q: [tokens_q, heads, head_dim], k and v: [tokens_k, kv_heads, head_dim],
+ * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]
+ */
+export function attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: { cuSeqlensQ: Tensor; cuSeqlensK: Tensor; scale: number; mask?: Mask; numQuery?: number },
+): Tensor {
+  const cuSeqlensQ = handleOf('attention: cuSeqlensQ', options.cuSeqlensQ);
+  const cuSeqlensK = handleOf('attention: cuSeqlensK', options.cuSeqlensK);
+  const mask = codeOf('attention: mask', masks, options.mask ?? 'full');
+  const [qh, kh, vh] = [handleOf('attention: q', q), handleOf('attention: k', k), handleOf('attention: v', v)];
+  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, options.scale, mask, options.numQuery ?? 0));
+}
+
+/** Writes new keys and values into the paged cache, in place. k and v: [tokens, kv_heads, head_dim], slotMapping: [tokens] i32 */
+export function kvAppend(k: Tensor, v: Tensor, kCache: Tensor, vCache: Tensor, slotMapping: Tensor): void {
+  const slots = handleOf('kvAppend: slotMapping', slotMapping);
+  const [kh, vh] = [handleOf('kvAppend: k', k), handleOf('kvAppend: v', v)];
+  native.kvAppend(kh, vh, handleOf('kvAppend: kCache', kCache), handleOf('kvAppend: vCache', vCache), slots);
+}
+
+/**
+ * Causal attention of new tokens over the paged cache. q: [tokens, heads, head_dim], caches: [blocks, block_size, kv_heads, head_dim],
+ * cuSeqlensQ: [batch + 1], blockTable: [batch, max_blocks], contextLens: [batch] i32 (new tokens included) → like q
+ */
+export function pagedAttention(
+  q: Tensor,
+  kCache: Tensor,
+  vCache: Tensor,
+  options: { cuSeqlensQ: Tensor; blockTable: Tensor; contextLens: Tensor; scale: number },
+): Tensor {
+  const cuSeqlensQ = handleOf('pagedAttention: cuSeqlensQ', options.cuSeqlensQ);
+  const blockTable = handleOf('pagedAttention: blockTable', options.blockTable);
+  const contextLens = handleOf('pagedAttention: contextLens', options.contextLens);
+  const qh = handleOf('pagedAttention: q', q);
+  const [kh, vh] = [handleOf('pagedAttention: kCache', kCache), handleOf('pagedAttention: vCache', vCache)];
+  return new Tensor(native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, options.scale));
+}
+
+/** Rows of a table as f32. ids: [tokens] i32, table: [rows, cols] f32|f16|bf16 → [tokens, cols]. An id out of range throws. */
+export function embedding(ids: Tensor, table: Tensor): Tensor {
+  return new Tensor(native.embedding(handleOf('embedding: ids', ids), handleOf('embedding: table', table)));
+}
+
+/** x[ids], keeping the dtype. x: [rows, cols], ids: [tokens] i32 → [tokens, cols] */
+export function gatherRows(x: Tensor, ids: Tensor): Tensor {
+  return new Tensor(native.gatherRows(handleOf('gatherRows: x', x), handleOf('gatherRows: ids', ids)));
+}
+
+/** dst[ids] = src, in place; ids must be distinct. dst: [rows, cols], ids: [tokens] i32, src: [tokens, cols] */
+export function scatterRows(dst: Tensor, ids: Tensor, src: Tensor): void {
+  native.scatterRows(
+    handleOf('scatterRows: dst', dst),
+    handleOf('scatterRows: ids', ids),
+    handleOf('scatterRows: src', src),
+  );
+}
+
+function binary(name: string, op: number): (a: Tensor, b: Tensor) => Tensor {
+  return (a, b) => new Tensor(native.binary(handleOf(`${name}: a`, a), handleOf(`${name}: b`, b), op));
+}
+
+/** a + b. a: [..., c]; b: the same shape, or [c] for every row */
+export const add = binary('add', 0);
+/** a − b */
+export const sub = binary('sub', 1);
+/** a · b */
+export const mul = binary('mul', 2);
+/** a / b */
+export const div = binary('div', 3);
+
+/** An activation function, elementwise. */
+export function activation(x: Tensor, kind: Activation): Tensor {
+  return new Tensor(native.unary(handleOf('activation: x', x), codeOf('activation', activations, kind), 1, 0));
+}
+
+/** x · scale + shift */
+export function affine(x: Tensor, scale: number, shift = 0): Tensor {
+  return new Tensor(native.unary(handleOf('affine: x', x), 0, scale, shift));
+}
+
+/** Pillow's bicubic resize, bit for bit. x: [height, width, 3] u8 → [outHeight, outWidth, 3] u8 */
+export function resizeBicubic(x: Tensor, outHeight: number, outWidth: number): Tensor {
+  return new Tensor(native.resizeBicubic(handleOf('resizeBicubic: x', x), outHeight, outWidth));
+}
+
+/** (x · rescale − mean) / std. x: [height, width, 3] u8 → [3, height, width] */
+export function normalizeImage(
+  x: Tensor,
+  options: { rescale: number; mean: readonly [number, number, number]; std: readonly [number, number, number] },
+): Tensor {
+  return new Tensor(
+    native.normalizeImage(handleOf('normalizeImage: x', x), options.rescale, options.mean, options.std),
+  );
+}
+
+/**
+ * The ViT's input: patch convolution, class token, positions. pixels: [batch, channels, height, width],
+ * w: [dim, channels, patch, patch], bias and classEmbedding: [dim], positions: [1 + grid, dim] → [batch · (1 + grid), dim]
+ */
+export function patchEmbedding(
+  pixels: Tensor,
+  w: Tensor,
+  options: { bias?: Tensor; classEmbedding: Tensor; positions: Tensor; math?: Math },
+): Tensor {
+  const classEmbedding = handleOf('patchEmbedding: classEmbedding', options.classEmbedding);
+  const positions = handleOf('patchEmbedding: positions', options.positions);
+  const bias = optional('patchEmbedding: bias', options.bias);
+  const math = codeOf('patchEmbedding: math', maths, options.math ?? 'f32');
+  const [x, weight] = [handleOf('patchEmbedding: pixels', pixels), handleOf('patchEmbedding: w', w)];
+  return new Tensor(native.patchEmbedding(x, weight, bias, classEmbedding, positions, math));
+}
+
+/**
+ * Repetition penalty on every id of a row's history, then −inf for its banned ids, in place. logits: [batch, vocab],
+ * history and banned: flat i32 ids with offsets cuHistory and cuBanned [batch + 1], repetitionPenalty: [batch], 1 = off
+ */
+export function penalizeLogits(
+  logits: Tensor,
+  options: { history: Tensor; cuHistory: Tensor; banned: Tensor; cuBanned: Tensor; repetitionPenalty: Tensor },
+): void {
+  const history = handleOf('penalizeLogits: history', options.history);
+  const cuHistory = handleOf('penalizeLogits: cuHistory', options.cuHistory);
+  const banned = handleOf('penalizeLogits: banned', options.banned);
+  const cuBanned = handleOf('penalizeLogits: cuBanned', options.cuBanned);
+  const penalty = handleOf('penalizeLogits: repetitionPenalty', options.repetitionPenalty);
+  native.penalizeLogits(handleOf('penalizeLogits: logits', logits), history, cuHistory, banned, cuBanned, penalty);
+}
+
+/** Temperature, then top-k, top-p and min-p; dropped entries become −inf. logits: [batch, vocab], parameters: [batch] */
+export function warpLogits(
+  logits: Tensor,
+  options: { temperature: Tensor; topK: Tensor; topP: Tensor; minP: Tensor },
+): Tensor {
+  const temperature = handleOf('warpLogits: temperature', options.temperature);
+  const [k, p] = [handleOf('warpLogits: topK', options.topK), handleOf('warpLogits: topP', options.topP)];
+  const minP = handleOf('warpLogits: minP', options.minP);
+  return new Tensor(native.warpLogits(handleOf('warpLogits: logits', logits), temperature, k, p, minP));
+}
+
+/**
+ * One id per row: the arg max where temperature is 0, else drawn with Philox4x32-10 (key seed, counter step); −1 for a row with a
+ * NaN or nothing finite. scores: [batch, vocab], temperature: [batch], seed: [batch, 2] i32, step: [batch] i32 → [batch] i32
+ */
+export function sample(scores: Tensor, options: { temperature: Tensor; seed: Tensor; step: Tensor }): Tensor {
+  const temperature = handleOf('sample: temperature', options.temperature);
+  const [seed, step] = [handleOf('sample: seed', options.seed), handleOf('sample: step', options.step)];
+  return new Tensor(native.sample(handleOf('sample: scores', scores), temperature, seed, step));
+}
+
+/** The k largest entries of each row, descending. x: [rows, cols] → values [rows, k], ids [rows, k] i32 */
+export function topK(x: Tensor, k: number): { values: Tensor; ids: Tensor } {
+  const [values, ids] = native.topK(handleOf('topK: x', x), k);
+  return { values: new Tensor(values), ids: new Tensor(ids) };
+}
