@@ -72,7 +72,11 @@ const limits = fc.record({
 describe('any mix of requests over any small pool', () => {
   it('gives each request what it gets alone, and gives all blocks back', () => {
     const seen = { requests: 0, preemptions: 0, cached: 0, aborted: 0, refused: 0, batched: 0 };
-    const arrivals = fc.array(fc.record({ request, step: fc.nat(30), abortAt: fc.option(fc.nat(40), { freq: 4 }) }), { minLength: 2, maxLength: 20, size: 'max' });
+    const arrivals = fc.array(fc.record({ request, step: fc.nat(30), abortAt: fc.option(fc.nat(40), { freq: 4 }) }), {
+      minLength: 2,
+      maxLength: 20,
+      size: 'max',
+    });
     fc.assert(
       fc.property(limits, arrivals, (all, list) => {
         const runner = new FakeRunner(all);
@@ -160,9 +164,13 @@ describe('a request that cannot run', () => {
     ['a prompt that no empty pool holds', range(48), SMALL],
   ])('%s is refused when it is added, and others go on', (_, prompt, all) => {
     const { engine } = setup(all);
-    expect(() => engine.add(fakeSequence(1, { prompt }))).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
+    expect(() => engine.add(fakeSequence(1, { prompt }))).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+    );
     engine.add(fakeSequence(2, { prompt: range(3), params: { maxNewTokens: 2 } }));
-    expect(drain(engine).results.get(2)!.tokenIds).toEqual(aloneTokens({ prompt: range(3), params: { maxNewTokens: 2, seed: 1 } }, 48));
+    expect(drain(engine).results.get(2)!.tokenIds).toEqual(
+      aloneTokens({ prompt: range(3), params: { maxNewTokens: 2, seed: 1 } }, 48),
+    );
   });
 
   it('the longest prompt that leaves room for one token gets exactly one', () => {
@@ -176,7 +184,8 @@ describe('a request that cannot run', () => {
 describe('abort', () => {
   it('ends a waiting and a running request with what they have, and is ignored for an unknown one', () => {
     const { engine } = setup({ maxBatchSize: 1 });
-    for (const id of [1, 2]) engine.add(fakeSequence(id, { prompt: range(5), params: { maxNewTokens: 50, ignoreEos: true } }));
+    for (const id of [1, 2])
+      engine.add(fakeSequence(id, { prompt: range(5), params: { maxNewTokens: 50, ignoreEos: true } }));
     const { results } = drain(engine, (step) => {
       if (step === 4) [1, 2, 99].forEach((id) => engine.abort(id));
     });
@@ -199,9 +208,11 @@ describe('abort', () => {
 
 describe('failures', () => {
   const four = (engine: Engine): void => {
-    for (let id = 0; id < 4; id++) engine.add(fakeSequence(id, { prompt: range(3 + id), params: { maxNewTokens: 12 } }));
+    for (let id = 0; id < 4; id++)
+      engine.add(fakeSequence(id, { prompt: range(3 + id), params: { maxNewTokens: 12 } }));
   };
-  const answer = (id: number): number[] => aloneTokens({ prompt: range(3 + id), params: { maxNewTokens: 12, seed: 1 } }, 48);
+  const answer = (id: number): number[] =>
+    aloneTokens({ prompt: range(3 + id), params: { maxNewTokens: 12, seed: 1 } }, 48);
 
   it('of one sequence end that request only', () => {
     const { engine, runner } = setup();

@@ -102,7 +102,12 @@ export interface FakeRequest {
 
 /** A sequence for the fake runner; images are given by digest alone. */
 export function fakeSequence(id: number, request: FakeRequest): Sequence {
-  const images: SequenceImage[] = (request.images ?? []).map((digest) => ({ digest, data: new Uint8Array(), width: 0, height: 0 }));
+  const images: SequenceImage[] = (request.images ?? []).map((digest) => ({
+    digest,
+    data: new Uint8Array(),
+    width: 0,
+    height: 0,
+  }));
   return new Sequence({
     id,
     promptTokens: request.prompt,

@@ -110,7 +110,13 @@ describe('BlockManager', () => {
     expect(() => blocks.release(copy)).toThrow(/released twice/);
   });
 
-  it.each([[0, 4], [-1, 4], [1.5, 4], [4, 0], [Number.NaN, 4]])('refuses a pool of %d blocks of %d', (count, size) => {
+  it.each([
+    [0, 4],
+    [-1, 4],
+    [1.5, 4],
+    [4, 0],
+    [Number.NaN, 4],
+  ])('refuses a pool of %d blocks of %d', (count, size) => {
     expect(() => new BlockManager(count, size)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
   });
 

@@ -17,7 +17,10 @@ class PieceDetokenizer implements Detokenizer {
   }
 }
 
-function stream(pieces: readonly string[], stops: readonly string[]): { emitted: string[]; text: string; stopped: boolean } {
+function stream(
+  pieces: readonly string[],
+  stops: readonly string[],
+): { emitted: string[]; text: string; stopped: boolean } {
   const out = new TextStream(new PieceDetokenizer(pieces), stops);
   const emitted: string[] = [];
   for (let i = 0; i < pieces.length && !out.stopped; i++) emitted.push(out.push(i));
@@ -67,7 +70,11 @@ describe('stop strings', () => {
   });
 });
 
-function generate(ids: number[], params: GenerateParams, maxTokens = 1000): { finished: (string | undefined)[]; sequence: Sequence } {
+function generate(
+  ids: number[],
+  params: GenerateParams,
+  maxTokens = 1000,
+): { finished: (string | undefined)[]; sequence: Sequence } {
   const sequence = fakeSequence(1, { prompt: [1, 2, 3], params });
   const finished = ids.map((id) => sequence.append(id, undefined, maxTokens, 0).finished);
   return { finished, sequence };
@@ -111,8 +118,18 @@ describe('a sequence is finished', () => {
       }
     }
     const params = resolveParams({ maxNewTokens: 1 });
-    const sequence = new Sequence({ id: 1, promptTokens: [1], params, eosTokenIds: [], detokenizer: new Unfinished(), arrival: 0 });
-    expect(sequence.append(4, undefined, 99, 0)).toEqual({ delta: { text: '\ufffd', tokenIds: [4] }, finished: 'length' });
+    const sequence = new Sequence({
+      id: 1,
+      promptTokens: [1],
+      params,
+      eosTokenIds: [],
+      detokenizer: new Unfinished(),
+      arrival: 0,
+    });
+    expect(sequence.append(4, undefined, 99, 0)).toEqual({
+      delta: { text: '\ufffd', tokenIds: [4] },
+      finished: 'length',
+    });
   });
 });
 
@@ -201,4 +218,3 @@ describe('resolveParams', () => {
     expect(resolveParams().seed).not.toBe(resolveParams().seed);
   });
 });
-

@@ -68,7 +68,15 @@ export class Engine {
   }
 
   /** Counters since the start. */
-  get stats(): { steps: number; promptTokens: number; generatedTokens: number; cachedTokens: number; preemptions: number; waiting: number; running: number } {
+  get stats(): {
+    steps: number;
+    promptTokens: number;
+    generatedTokens: number;
+    cachedTokens: number;
+    preemptions: number;
+    waiting: number;
+    running: number;
+  } {
     const { preemptions, numWaiting: waiting, numRunning: running } = this.#scheduler;
     return { ...this.#counters, preemptions, waiting, running };
   }

@@ -34,7 +34,10 @@ export class BlockManager {
     readonly prefixCache = true,
   ) {
     if (!Number.isSafeInteger(numBlocks) || numBlocks < 1 || !Number.isSafeInteger(blockSize) || blockSize < 1) {
-      throw new QFormerError('INVALID_ARGUMENT', `the KV pool needs at least one block, got ${numBlocks} of ${blockSize}`);
+      throw new QFormerError(
+        'INVALID_ARGUMENT',
+        `the KV pool needs at least one block, got ${numBlocks} of ${blockSize}`,
+      );
     }
     this.#references = new Int32Array(numBlocks);
     this.#hashes = new Array<string | undefined>(numBlocks).fill(undefined);

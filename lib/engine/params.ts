@@ -90,7 +90,12 @@ const DEFAULT_MAX_NEW_TOKENS = 128;
 export function resolveParams(params: GenerateParams = {}, defaults: ParamDefaults = {}): ResolvedParams {
   checkOptions('generate', params, PARAM_NAMES);
   const sampled = defaults.doSample === true;
-  const maxNewTokens = integer('maxNewTokens', params.maxNewTokens ?? defaults.maxNewTokens ?? DEFAULT_MAX_NEW_TOKENS, 1, MAX_TOKENS);
+  const maxNewTokens = integer(
+    'maxNewTokens',
+    params.maxNewTokens ?? defaults.maxNewTokens ?? DEFAULT_MAX_NEW_TOKENS,
+    1,
+    MAX_TOKENS,
+  );
   return {
     maxNewTokens,
     minNewTokens: integer('minNewTokens', params.minNewTokens ?? 0, 0, maxNewTokens),

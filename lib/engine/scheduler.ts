@@ -88,7 +88,11 @@ export class Scheduler {
     return step;
   }
 
-  #admit(step: ScheduledSequence[], budget: number, onStart?: (sequence: Sequence, cachedTokens: number) => void): void {
+  #admit(
+    step: ScheduledSequence[],
+    budget: number,
+    onStart?: (sequence: Sequence, cachedTokens: number) => void,
+  ): void {
     while (budget > 0 && this.#waiting.length > 0 && this.#running.length < this.options.maxBatchSize) {
       const sequence = this.#waiting[0]!;
       // One block of headroom for each running sequence: admitting into the last blocks would only preempt at once.

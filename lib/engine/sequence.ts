@@ -76,7 +76,10 @@ export class Sequence {
     this.images = init.images ?? [];
     this.instructionIds = init.instructionIds;
     this.cacheSeed = cacheSeed(this.images, init.instructionIds);
-    this.rules = new LogitRules({ ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds }, this.tokens);
+    this.rules = new LogitRules(
+      { ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds },
+      this.tokens,
+    );
     this.#arrival = init.arrival;
     this.#eos = new Set(init.params.ignoreEos ? [] : init.eosTokenIds);
     this.#text = new TextStream(init.detokenizer, init.params.stop);
@@ -100,7 +103,12 @@ export class Sequence {
   }
 
   /** Adds a sampled token. `maxTokens` bounds prompt and answer together. Answers what to show and whether it was the last. */
-  append(id: number, logprob: TokenLogprob | undefined, maxTokens: number, now: number): { delta: Delta; finished?: FinishReason } {
+  append(
+    id: number,
+    logprob: TokenLogprob | undefined,
+    maxTokens: number,
+    now: number,
+  ): { delta: Delta; finished?: FinishReason } {
     this.#firstToken ??= now;
     this.#lastToken = now;
     this.tokens.push(id);
