@@ -9,9 +9,31 @@
 namespace qformer::cpu {
 
 // ---- linear ----
+// Dot products of rows of x with rows of w for one pair of element types. All give the same bits per element.
+struct DotKernels {
+  int32_t x_size, w_size;  // bytes per element; x is f32, or bf16 for bf16 products
+  int32_t step;            // elements of k per multiply-add of vectors
+
+  // m <= max_rows rows, no packing: sums[i * ld_sums + j] = x row i · w row j
+  void (*rows)(const void* x, int64_t ldx, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+               int64_t ld_sums);
+  // Packs tile `tile` of `tiles` (tile_m rows each, `rows` of them real) into `out`, which holds all tiles.
+  void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out);
+  // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w: panel_bytes,
+  // waiting: tiles * tile_m * tile_n vectors.
+  void (*panel)(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k, void* packed_w,
+                float* waiting, float* sums, int64_t ld_sums);
+};
+
 struct LinearKernels {
-  // y = act(x) for n elements in place; used by tests of the dispatch until linear lands
-  void (*activate)(float* x, int64_t n, int32_t kind);
+  int32_t tile_m, tile_n;
+  int64_t panel_bytes;
+  int32_t max_rows;  // of DotKernels::rows
+  DotKernels f32, f16, bf16, bf16_products;
+  void (*round_to_bf16)(const float* x, int64_t n, void* out);  // out: elements of bf16_products.x_size bytes
+  void (*finish)(const float* sums, const float* bias, const float* residual, float* y, int64_t n, int32_t activation);
+  void (*finish_gated)(const float* gate, const float* up, float* y, int64_t n, int32_t activation);
+  void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling, int32_t dtype);
 };
 
 struct CpuKernels {
@@ -26,5 +48,8 @@ const CpuKernels& kernels();
 
 // The table of that name, or null where this build or this CPU lacks it.
 const CpuKernels* find_kernels(const char* level);
+
+// Makes kernels() return `table` from now on; null restores the choice. For tests: no op may be running.
+void override_kernels(const CpuKernels* table);
 
 }  // namespace qformer::cpu

@@ -80,7 +80,9 @@ export class EngineClient {
     this.#worker.on('message', (message: FromWorker) => this.#receive(message));
     this.#worker.on('messageerror', (error) => this.#fail(wrap('the engine worker sent an unreadable message', error)));
     this.#worker.on('error', (error) => this.#fail(wrap('the engine worker failed', error)));
-    this.#worker.on('exit', (code) => this.#fail(new QFormerError('INTERNAL', `the engine worker exited with code ${code}`)));
+    this.#worker.on('exit', (code) =>
+      this.#fail(new QFormerError('INTERNAL', `the engine worker exited with code ${code}`)),
+    );
   }
 
   /** Starts a worker and loads the checkpoint. Errors: IO, FORMAT, UNSUPPORTED, DEVICE, OUT_OF_MEMORY, ABORTED. */

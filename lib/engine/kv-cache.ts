@@ -1,0 +1,152 @@
+// Bookkeeping of the paged KV pool: which fixed-size blocks are free, shared or cached. No tensors.
+// A full block is known by a SHA-256 digest chained over all token ids up to its end, seeded by everything else its keys and
+// values depend on (images, instruction, adapter); two blocks with one digest hold the same bits, because the kernels'
+// results do not depend on the batch. A block that nobody references stays cached until it is the least recently used and
+// its space is needed. After vLLM (Kwon et al. 2023, section 4) and SGLang's prefix reuse (Zheng et al. 2024).
+
+import { createHash } from 'node:crypto';
+import { QFormerError } from '../errors.js';
+
+/** What the manager needs to know of, and keeps in, a sequence. */
+export interface BlockOwner {
+  /** Prompt and generated tokens. */
+  readonly tokens: readonly number[];
+  /** Whatever besides the token ids decides keys and values. */
+  readonly cacheSeed: string;
+  /** Blocks in order of position. */
+  blockTable: number[];
+  /** Digests of the full blocks computed so far; token ids never change, so they stay valid over a preemption. */
+  readonly blockHashes: string[];
+}
+
+/** Hands out, shares, caches and evicts the blocks of the KV pool. */
+export class BlockManager {
+  readonly #references: Int32Array;
+  readonly #hashes: (string | undefined)[];
+  readonly #byHash = new Map<string, number>();
+  readonly #free: number[] = [];
+  /** Unreferenced blocks with known content, least recently used first. */
+  readonly #cached = new Set<number>();
+
+  constructor(
+    readonly numBlocks: number,
+    readonly blockSize: number,
+    readonly prefixCache = true,
+  ) {
+    if (!Number.isSafeInteger(numBlocks) || numBlocks < 1 || !Number.isSafeInteger(blockSize) || blockSize < 1) {
+      throw new QFormerError(
+        'INVALID_ARGUMENT',
+        `the KV pool needs at least one block, got ${numBlocks} of ${blockSize}`,
+      );
+    }
+    this.#references = new Int32Array(numBlocks);
+    this.#hashes = new Array<string | undefined>(numBlocks).fill(undefined);
+    for (let block = numBlocks - 1; block >= 0; block--) this.#free.push(block);
+  }
+
+  /** Blocks that can be handed out: free ones and cached ones that nobody references. */
+  get available(): number {
+    return this.#free.length + this.#cached.size;
+  }
+
+  /** Blocks that some sequence references. */
+  get inUse(): number {
+    return this.numBlocks - this.available;
+  }
+
+  /** Blocks for `tokens` tokens. */
+  blocksFor(tokens: number): number {
+    return Math.ceil(tokens / this.blockSize);
+  }
+
+  /**
+   * Gives a sequence without blocks the cached prefix of its tokens and room for the rest.
+   * Returns the tokens that need no computation (never all of them: the last one yields the logits), or -1 where the pool
+   * has no room for them and `headroom` more blocks; nothing has changed then.
+   */
+  start(owner: BlockOwner, headroom = 0): number {
+    const hits = this.#cachedPrefix(owner);
+    const idle = hits.filter((block) => this.#references[block] === 0).length;
+    const missing = this.blocksFor(owner.tokens.length) - hits.length;
+    if (missing + headroom > this.available - idle) return -1;
+    for (const block of hits) this.#acquire(block);
+    owner.blockTable = [...hits];
+    this.grow(owner, owner.tokens.length);
+    return hits.length * this.blockSize;
+  }
+
+  /** Extends a block table to hold `tokens` tokens. False where the pool has no room; nothing has changed then. */
+  grow(owner: BlockOwner, tokens: number): boolean {
+    const missing = this.blocksFor(tokens) - owner.blockTable.length;
+    if (missing > this.available) return false;
+    for (let i = 0; i < missing; i++) owner.blockTable.push(this.#take());
+    return true;
+  }
+
+  /** Makes the blocks that the first `computed` tokens fill known to later requests. Call it after the forward pass. */
+  commit(owner: BlockOwner, computed: number, before: number): void {
+    if (!this.prefixCache) return;
+    const end = Math.floor(computed / this.blockSize);
+    for (let i = Math.floor(before / this.blockSize); i < end; i++) {
+      const block = owner.blockTable[i]!;
+      const hash = this.#hashOf(owner, i);
+      if (this.#hashes[block] !== undefined || this.#byHash.has(hash)) continue;
+      this.#hashes[block] = hash;
+      this.#byHash.set(hash, block);
+    }
+  }
+
+  /** Takes all blocks from a sequence. The tail becomes evictable first, so that common beginnings live longest. */
+  release(owner: BlockOwner): void {
+    for (let i = owner.blockTable.length - 1; i >= 0; i--) {
+      const block = owner.blockTable[i]!;
+      const left = --this.#references[block]!;
+      if (left < 0) throw new QFormerError('INTERNAL', `KV block ${block} was released twice`);
+      if (left > 0) continue;
+      if (this.#hashes[block] === undefined) this.#free.push(block);
+      else this.#cached.add(block);
+    }
+    owner.blockTable = [];
+  }
+
+  #cachedPrefix(owner: BlockOwner): number[] {
+    const hits: number[] = [];
+    if (!this.prefixCache) return hits;
+    const usable = Math.floor((owner.tokens.length - 1) / this.blockSize);
+    for (let i = 0; i < usable; i++) {
+      const block = this.#byHash.get(this.#hashOf(owner, i));
+      if (block === undefined) break;
+      hits.push(block);
+    }
+    return hits;
+  }
+
+  #hashOf(owner: BlockOwner, index: number): string {
+    for (let i = owner.blockHashes.length; i <= index; i++) {
+      const ids = Int32Array.from(owner.tokens.slice(i * this.blockSize, (i + 1) * this.blockSize));
+      const parent = i === 0 ? `seed:${owner.cacheSeed}` : owner.blockHashes[i - 1]!;
+      owner.blockHashes.push(createHash('sha256').update(parent).update(':').update(ids).digest('base64'));
+    }
+    return owner.blockHashes[index]!;
+  }
+
+  #acquire(block: number): void {
+    if (this.#references[block]!++ === 0) this.#cached.delete(block);
+  }
+
+  #take(): number {
+    const block = this.#free.pop() ?? this.#evict();
+    this.#references[block] = 1;
+    return block;
+  }
+
+  #evict(): number {
+    for (const block of this.#cached) {
+      this.#cached.delete(block);
+      this.#byHash.delete(this.#hashes[block]!);
+      this.#hashes[block] = undefined;
+      return block;
+    }
+    throw new QFormerError('INTERNAL', 'the KV pool is empty');
+  }
+}

@@ -1,0 +1,121 @@
+// Loads a fixture model into an engine on this thread: no worker, no tokenizer, prompts as ids.
+import { createHash } from 'node:crypto';
+import { fileURLToPath } from 'node:url';
+import sharp from 'sharp';
+import { Engine, type EngineEvent, type EngineLimits } from '../lib/engine/engine.js';
+import { ImageEncoder } from '../lib/engine/image-encoder.js';
+import { KvPool } from '../lib/engine/kv-pool.js';
+import { resolveParams, type GenerateParams } from '../lib/engine/params.js';
+import type { EngineResult } from '../lib/engine/protocol.js';
+import { ModelRunner } from '../lib/engine/runner.js';
+import { Sequence, type SequenceImage } from '../lib/engine/sequence.js';
+import { openCheckpoint } from '../lib/io/checkpoint.js';
+import { placeImageTokens } from '../lib/models/blip2.js';
+import type { VisionLanguageModel } from '../lib/models/model.js';
+import { createModel } from '../lib/models/registry.js';
+import { Weights } from '../lib/models/weights.js';
+
+export const fixturePath = (name: string): string => fileURLToPath(new URL(`./fixtures/${name}`, import.meta.url));
+
+export interface LoadedEngine {
+  engine: Engine;
+  model: VisionLanguageModel;
+  runner: ModelRunner;
+  imageEncoder?: ImageEncoder;
+  dispose(): void;
+}
+
+export interface LoadOptions extends Partial<EngineLimits> {
+  kvCacheTokens?: number;
+  kvDtype?: 'f32' | 'f16' | 'bf16';
+  decodeGraphs?: boolean;
+  imageCacheBytes?: number;
+  dir?: string;
+}
+
+export async function loadEngine(name: string, options: LoadOptions = {}): Promise<LoadedEngine> {
+  const checkpoint = openCheckpoint(options.dir ?? fixturePath(name));
+  const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto' });
+  const model = createModel(checkpoint, weights);
+  await weights.load();
+  const kvPool = new KvPool(model.languageModel, {
+    device: 'cpu',
+    dtype: options.kvDtype ?? 'f32',
+    tokens: options.kvCacheTokens ?? 4096,
+    maxBatchSize: 8,
+    maxBytes: 2 ** 30,
+  });
+  const limits: EngineLimits = {
+    maxBatchSize: 8,
+    maxStepTokens: 512,
+    ...options,
+    numBlocks: kvPool.numBlocks,
+    blockSize: kvPool.blockSize,
+    maxPositions: model.languageModel.maxPositions,
+  };
+  const maxContext = Math.min(limits.maxPositions, limits.numBlocks * limits.blockSize);
+  const { preprocessor } = checkpoint;
+  const imageEncoder =
+    preprocessor && new ImageEncoder(model, preprocessor, 'cpu', options.imageCacheBytes ?? 64 * 2 ** 20);
+  const runner = new ModelRunner({
+    model,
+    kvPool,
+    device: 'cpu',
+    maxContext,
+    ...(imageEncoder && { imageEncoder }),
+    ...(options.decodeGraphs !== undefined && { decodeGraphs: options.decodeGraphs }),
+  });
+  const dispose = (): void => {
+    runner.dispose();
+    kvPool.dispose();
+    model.dispose();
+  };
+  return { engine: new Engine(runner, limits), model, runner, ...(imageEncoder && { imageEncoder }), dispose };
+}
+
+/** An RGB image file as the engine wants it. */
+export async function readImage(path: string): Promise<SequenceImage> {
+  const { data, info } = await sharp(path).removeAlpha().toColourspace('srgb').raw().toBuffer({ resolveWithObject: true });
+  const digest = createHash('sha256').update(`${info.width}x${info.height}:`).update(data).digest('hex');
+  return { digest, data: new Uint8Array(data), width: info.width, height: info.height };
+}
+
+export interface IdsRequest {
+  /** Prompt ids, image placeholders included or not. */
+  ids: number[];
+  images?: SequenceImage[];
+  instructionIds?: number[];
+  params?: GenerateParams;
+  eosTokenIds?: number[];
+}
+
+export function idsSequence(id: number, model: VisionLanguageModel, request: IdsRequest): Sequence {
+  const images = request.images ?? [];
+  const placed = placeImageTokens(model.config, request.ids, images.length);
+  return new Sequence({
+    id,
+    promptTokens: placed.ids,
+    imagePositions: placed.imageRows,
+    images,
+    ...(request.instructionIds && { instructionIds: request.instructionIds }),
+    params: resolveParams({ seed: 1, ...request.params }),
+    eosTokenIds: request.eosTokenIds ?? [2],
+    badWordIds: (request.params?.badWords ?? []) as number[][],
+    detokenizer: { push: (token) => `${token} `, flush: () => '' },
+    arrival: performance.now(),
+  });
+}
+
+/** Runs until nothing is left. Throws the first request's error. */
+export function finishAll(engine: Engine, onStep?: (events: EngineEvent[]) => void): Map<number, EngineResult> {
+  const results = new Map<number, EngineResult>();
+  while (engine.hasWork) {
+    const events = engine.step();
+    onStep?.(events);
+    for (const event of events) {
+      if (event.type === 'error') throw event.error;
+      if (event.type === 'end') results.set(event.id, event.result);
+    }
+  }
+  return results;
+}
