@@ -6,8 +6,14 @@
 # -ffp-contract=off: the compiler must not fuse a*b+c on its own, or results would differ between instruction sets and
 # optimisation levels; kernels ask for fma where they want it. -fno-math-errno lets sqrt and the like inline.
 add_library(qformer_flags INTERFACE)
-# -Wno-restrict: GCC 12 warns of an overlap in std::string that cannot happen (GCC bug 105651)
-target_compile_options(qformer_flags INTERFACE -Wall -Wextra -Werror $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -ffp-contract=off -fno-math-errno)
+target_compile_options(qformer_flags INTERFACE -Wall -Wextra -ffp-contract=off -fno-math-errno)
+if(QFORMER_WERROR)
+  target_compile_options(qformer_flags INTERFACE -Werror)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # g++ 12 sees an overlap in `"text" + std::string` that cannot happen (GCC bug 105329).
+  target_compile_options(qformer_flags INTERFACE -Wno-restrict)
+endif()
 if(QFORMER_SANITIZE)
   set(_sanitize -fsanitize=${QFORMER_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
   target_compile_options(qformer_flags INTERFACE ${_sanitize} -UNDEBUG)

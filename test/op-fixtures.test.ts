@@ -26,7 +26,6 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
   };
   const ints = (values: ArrayLike<number>, shape = [values.length]): Tensor =>
     Tensor.fromArray(Int32Array.from(values), shape, { device });
-  const has = (goldens: Goldens, name: string): boolean => goldens.names.includes(name);
 
   describe('gemm', () => {
     interface Gemm {

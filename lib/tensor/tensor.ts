@@ -16,7 +16,7 @@ export interface TensorOptions {
 const disposeSymbol: typeof Symbol.dispose = (Symbol.dispose ?? Symbol.for('Symbol.dispose')) as typeof Symbol.dispose;
 
 /** A view of device memory with a shape, strides and a dtype. At most 4 axes. Errors: STALE_TENSOR once disposed. */
-export class Tensor {
+export class Tensor implements Disposable {
   /** @internal Use the static constructors. */
   constructor(readonly handle: Handle) {}
 
@@ -123,8 +123,6 @@ export class Tensor {
     this.dispose();
   }
 }
-
-export interface Tensor extends Disposable {}
 
 /** INVALID_ARGUMENT unless `value` is a Tensor; `where` names the op and argument. */
 export function handleOf(where: string, value: Tensor): Handle {

@@ -124,6 +124,13 @@ export function expectClose(
   return largest;
 }
 
+/** Asserts equality bit by bit, naming the first element that differs (−0 differs from 0, a NaN equals itself). */
+export function expectSameBits(actual: Float32Array, expected: Float32Array, what = 'values'): void {
+  expect(actual.length, `${what}: number of elements`).toBe(expected.length);
+  const at = actual.findIndex((value, i) => !Object.is(value, expected[i]));
+  if (at >= 0) expect.fail(`${what}: differ at ${at}: got ${actual[at]}, expected ${expected[at]}`);
+}
+
 /** Makes every test of the calling suite fail that leaves a tensor alive. */
 export function expectNoLeaks(): void {
   let before = 0;

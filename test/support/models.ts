@@ -1,12 +1,16 @@
-// Loads a checkpoint and drives its language model the way a runner does, one request at a time: for tests of the models
-// alone. The cache is deliberately small-blocked and its blocks are handed out backwards, so that a model which ignored
-// the block table would read the wrong rows.
+// Loads a checkpoint and drives its language model the way a runner does: for tests of the models alone. The cache is
+// deliberately small-blocked and its blocks are handed out backwards, so that a model which ignored the block table would
+// read the wrong rows.
 
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import type { BatchInputs, KvCache, LanguageModel, VisionLanguageModel } from '../../lib/models/model.js';
 import { createModel } from '../../lib/models/registry.js';
 import { Weights, type WeightsOptions } from '../../lib/models/weights.js';
 import { ops, scope, Tensor } from '../../lib/tensor/index.js';
+import { fixturePath } from './fixtures.js';
 
 /** A loaded model; the caller disposes it. */
 export async function loadForTest<T extends VisionLanguageModel>(
@@ -20,84 +24,133 @@ export async function loadForTest<T extends VisionLanguageModel>(
   return model as T;
 }
 
-/** A cache for one sequence of up to `tokens` tokens and the batches that extend it. */
-export class SingleSequence {
+/** A folder's safetensors header: tensor name → entry. */
+export type Header = Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
+
+/** Runs `fn` on a temporary copy of a fixture's checkpoint, after `edit` changed its header or its config. */
+export async function withEditedCheckpoint(
+  fixture: string,
+  edit: (header: Header, config: Record<string, unknown>) => void,
+  fn: (dir: string) => void | Promise<void>,
+): Promise<void> {
+  const dir = mkdtempSync(join(tmpdir(), 'qformer-models-'));
+  try {
+    cpSync(fixturePath(fixture), dir, { recursive: true });
+    const [configFile, weightsFile] = [join(dir, 'config.json'), join(dir, 'model.safetensors')];
+    const file = readFileSync(weightsFile);
+    const length = Number(file.readBigUInt64LE(0));
+    const header = JSON.parse(file.toString('utf8', 8, 8 + length)) as Header;
+    const config = JSON.parse(readFileSync(configFile, 'utf8')) as Record<string, unknown>;
+    edit(header, config);
+    const edited = Buffer.from(JSON.stringify(header));
+    const prefix = Buffer.alloc(8);
+    prefix.writeBigUInt64LE(BigInt(edited.length));
+    rmSync(weightsFile);
+    writeFileSync(weightsFile, Buffer.concat([prefix, edited, file.subarray(8 + length)]));
+    rmSync(configFile);
+    writeFileSync(configFile, JSON.stringify(config));
+    await fn(dir);
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+/** A paged cache for a few sequences of up to `capacity` tokens each, and the batches that extend them. */
+export class PagedSequences {
   readonly kvCache: KvCache;
-  readonly #blocks: number[];
-  #length = 0;
+  readonly #tables: number[][];
+  readonly #lengths: number[];
 
   constructor(
     readonly model: LanguageModel,
-    tokens: number,
+    sequences: number,
+    capacity: number,
     readonly blockSize = 7,
   ) {
-    const count = Math.ceil(tokens / blockSize);
-    const shape = [count + 1, blockSize, model.numKvHeads, model.headDim];
-    this.#blocks = Array.from({ length: count }, (_, i) => count - i);
+    const perSequence = Math.ceil(capacity / blockSize);
+    const blocks = sequences * perSequence;
+    const shape = [blocks + 1, blockSize, model.numKvHeads, model.headDim];
+    // interleaved and descending, block 0 unused
+    this.#tables = Array.from({ length: sequences }, (_, s) =>
+      Array.from({ length: perSequence }, (_, i) => blocks - (i * sequences + s)),
+    );
+    this.#lengths = new Array<number>(sequences).fill(0);
     this.kvCache = {
       blockSize,
       layers: Array.from({ length: model.numLayers }, () => ({ k: Tensor.zeros(shape), v: Tensor.zeros(shape) })),
     };
   }
 
-  /** The batch of the next `count` tokens. */
-  next(count: number): BatchInputs {
-    const positions = Int32Array.from({ length: count }, (_, i) => this.#length + i);
-    const slots = positions.map(
-      (p) => this.#blocks[Math.floor(p / this.blockSize)]! * this.blockSize + (p % this.blockSize),
-    );
-    this.#length += count;
+  /** The batch in which sequence s gets `counts[s]` new tokens. */
+  next(counts: readonly number[]): BatchInputs {
+    const positions = counts.flatMap((count, s) => Array.from({ length: count }, (_, i) => this.#lengths[s]! + i));
+    const owners = counts.flatMap((count, s) => new Array<number>(count).fill(s));
+    const slots = positions.map((p, i) => {
+      const block = this.#tables[owners[i]!]![Math.floor(p / this.blockSize)]!;
+      return block * this.blockSize + (p % this.blockSize);
+    });
+    counts.forEach((count, s) => (this.#lengths[s]! += count));
+    const starts = counts.map((_, s) => counts.slice(0, s).reduce((sum, count) => sum + count, 0));
     return {
-      positions: Tensor.fromArray(positions, [count]),
-      cuSeqlensQ: Tensor.fromArray(Int32Array.of(0, count), [2]),
-      slotMapping: Tensor.fromArray(slots, [count]),
-      blockTable: Tensor.fromArray(Int32Array.from(this.#blocks), [1, this.#blocks.length]),
-      contextLens: Tensor.fromArray(Int32Array.of(this.#length), [1]),
+      positions: idTensor(positions),
+      cuSeqlensQ: idTensor([...starts, positions.length]),
+      slotMapping: idTensor(slots),
+      blockTable: idTensor(this.#tables.flat()).reshape([counts.length, this.#tables[0]!.length]),
+      contextLens: idTensor(this.#lengths),
       kvCache: this.kvCache,
     };
   }
-
-  dispose(): void {
-    for (const { k, v } of this.kvCache.layers) {
-      k.dispose();
-      v.dispose();
-    }
-  }
 }
 
-/** Token ids as a tensor. */
+/** Integers as a tensor: [n] i32. */
 export function idTensor(ids: readonly number[]): Tensor {
   return Tensor.fromArray(Int32Array.from(ids), [ids.length]);
 }
 
-/** Logits of every position of a prompt given as embeddings, prefilled in pieces of `chunk` tokens, and greedy ids after it. */
+/** What `greedy` returns: logits of every prompt position [tokens, vocab], then the chosen ids and their log-probabilities. */
+export interface GreedyResult {
+  promptLogits: Float32Array;
+  ids: number[];
+  logprobs: number[];
+}
+
+/** Greedy generation after a prompt given as embeddings, which is prefilled in pieces of `chunk` tokens. */
 export function greedy(
   model: LanguageModel,
   embed: () => Tensor,
   maxNewTokens: number,
   { chunk = Infinity, eos = [] as readonly number[] } = {},
-): { promptLogits: Float32Array; ids: number[]; logprobs: number[] } {
+): GreedyResult {
   return scope(() => {
     const embeds = embed();
     const tokens = embeds.shape[0]!;
-    const sequence = new SingleSequence(model, tokens + maxNewTokens);
+    const sequence = new PagedSequences(model, 1, tokens + maxNewTokens);
     const promptLogits = new Float32Array(tokens * model.vocabSize);
     for (let start = 0; start < tokens; start += chunk) {
       const end = Math.min(start + chunk, tokens);
-      const hidden = model.forward(embeds.slice(0, start, end), sequence.next(end - start));
+      const hidden = model.forward(embeds.slice(0, start, end), sequence.next([end - start]));
       promptLogits.set(model.logits(hidden).toFloat32(), start * model.vocabSize);
     }
     const ids: number[] = [];
     const logprobs: number[] = [];
-    let logits: Float32Array = promptLogits.subarray((tokens - 1) * model.vocabSize);
+    let logits: Float32Array = promptLogits.slice((tokens - 1) * model.vocabSize);
     while (ids.length < maxNewTokens) {
-      const id = logits.reduce((best, value, i) => (value > logits[best]! ? i : best), 0);
+      const id = argMax(logits);
       ids.push(id);
-      logprobs.push(scope(() => ops.logSoftmax(Tensor.fromArray(logits.slice(), [1, logits.length])).toFloat32())[id]!);
+      logprobs.push(logProbabilities(logits)[id]!);
       if (eos.includes(id)) break;
-      logits = scope(() => model.logits(model.forward(model.embed(idTensor([id])), sequence.next(1))).toFloat32());
+      logits = scope(() => model.logits(model.forward(model.embed(idTensor([id])), sequence.next([1]))).toFloat32());
     }
-    sequence.dispose();
     return { promptLogits, ids, logprobs };
   });
+}
+
+/** Index of the largest value, the first among equals. */
+export function argMax(values: Float32Array): number {
+  return values.reduce((best, value, i) => (value > values[best]! ? i : best), 0);
+}
+
+/** log softmax of one row. */
+export function logProbabilities(logits: Float32Array): Float32Array {
+  return scope(() => ops.logSoftmax(Tensor.fromArray(logits, [1, logits.length])).toFloat32());
 }

@@ -1,0 +1,199 @@
+// LLaMA against the reference: grouped-query attention over a paged cache, a prompt of 600 tokens, greedy continuation,
+// chunked prefill, several sequences in one batch, and the scalings of the rotary frequencies.
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { LanguageModel, VisionLanguageModel } from '../lib/models/model.js';
+import { Llama } from '../lib/models/llama.js';
+import { rotaryFrequencies } from '../lib/nn/rotary.js';
+import { scope, Tensor } from '../lib/tensor/index.js';
+import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
+import {
+  argMax,
+  greedy,
+  idTensor,
+  loadForTest,
+  logProbabilities,
+  PagedSequences,
+  withEditedCheckpoint,
+} from './support/models.js';
+
+// the fixtures' own figures for float32
+const HIDDEN = { atol: 2e-4 };
+const LOGITS = { atol: 1e-3 };
+// two logits and a log of a sum of 1000 exponentials, each within the tolerance of logits
+const LOGPROBS = { atol: 2e-3 };
+
+describe('llama-gqa-tiny (8 query heads on 2 kv heads, bf16 weights)', () => {
+  const goldens = new Goldens('llama-gqa-tiny', 'expected.safetensors');
+  let model: VisionLanguageModel;
+  let llama: LanguageModel;
+
+  beforeAll(async () => {
+    model = await loadForTest(fixturePath('llama-gqa-tiny'));
+    llama = model.languageModel;
+  });
+  afterAll(() => model.dispose());
+  expectNoLeaks();
+
+  const prompt = (name: string) => () => llama.embed(idTensor(goldens.ids(`${name}.input_ids`)));
+
+  it('reports its sizes', () => {
+    const { numLayers, numKvHeads, headDim, hiddenSize, vocabSize, maxPositions } = llama;
+    expect({ numLayers, numKvHeads, headDim, hiddenSize, vocabSize, maxPositions }).toEqual({
+      numLayers: 3,
+      numKvHeads: 2,
+      headDim: 16,
+      hiddenSize: 128,
+      vocabSize: 1000,
+      maxPositions: 8192,
+    });
+  });
+
+  it('has the hidden states of the reference after every layer, at the last of 600 tokens', () => {
+    scope(() => {
+      const { layers, norm } = llama as Llama;
+      const expected = goldens.floats('long.hidden_states_last_token');
+      let x = prompt('long')();
+      const tokens = x.shape[0]!;
+      const batch = new PagedSequences(llama, 1, tokens).next([tokens]);
+      for (let layer = 0; layer <= layers.length; layer++) {
+        const shown = layer === layers.length ? norm.forward(x) : x;
+        const last = shown.slice(0, tokens - 1, tokens).toFloat32();
+        expectClose(last, expected.subarray(layer * 128, (layer + 1) * 128), HIDDEN, `LLaMA layer ${layer}`);
+        if (layer < layers.length) x = layers[layer]!.forward(x, batch, layer);
+      }
+    });
+  });
+
+  it('matches logits, hidden states and prompt log-probabilities of a 600-token prompt, and continues it greedily', () => {
+    scope(() => {
+      const { promptLogits, ids } = greedy(llama, prompt('long'), 16, { eos: [2] });
+      const rows = goldens.ids('long.positions').flatMap((p) => [...promptLogits.subarray(p * 1000, (p + 1) * 1000)]);
+      expectClose(rows, goldens.floats('long.logits_at_positions'), LOGITS, 'logits at positions');
+      const inputs = goldens.ids('long.input_ids');
+      const logprobs = inputs
+        .slice(1)
+        .map((id, t) => logProbabilities(promptLogits.slice(t * 1000, (t + 1) * 1000))[id]!);
+      expectClose(logprobs, goldens.floats('long.prompt_logprobs'), LOGPROBS, 'prompt log-probabilities');
+      expect(ids).toEqual(goldens.ids('long.greedy_ids'));
+    });
+  });
+
+  it('has the final hidden states of the reference at positions along the prompt', () => {
+    scope(() => {
+      const embeds = prompt('long')();
+      const tokens = embeds.shape[0]!;
+      const hidden = llama.forward(embeds, new PagedSequences(llama, 1, tokens).next([tokens])).toFloat32();
+      const rows = goldens.ids('long.positions').flatMap((p) => [...hidden.subarray(p * 128, (p + 1) * 128)]);
+      expectClose(rows, goldens.floats('long.last_hidden_state_at_positions'), HIDDEN, 'last hidden state');
+    });
+  });
+
+  it.each(['short0', 'short1', 'short2'])('matches logits, greedy ids and their log-probabilities of %s', (name) => {
+    const { promptLogits, ids, logprobs } = greedy(llama, prompt(name), 16, { eos: [2] });
+    expectClose(promptLogits.slice(-1000), goldens.floats(`${name}.first_step_logits`), LOGITS, `logits ${name}`);
+    const expected = goldens.ids(`${name}.greedy_ids`);
+    expect(ids).toEqual(expected.slice(0, ids.length));
+    expect(ids.length === expected.length || ids.at(-1) === 2).toBe(true);
+    const steps = goldens.floats(`${name}.greedy_step_logprobs`).slice(0, ids.length);
+    expectClose(logprobs, steps, LOGPROBS, `log-probabilities ${name}`);
+  });
+
+  it.each([1, 7, 257])('gives the same bits when the prompt is prefilled in pieces of %i tokens', (chunk) => {
+    const whole = greedy(llama, prompt('long'), 3);
+    const pieces = greedy(llama, prompt('long'), 3, { chunk });
+    expectSameBits(pieces.promptLogits, whole.promptLogits);
+    expect(pieces.ids).toEqual(whole.ids);
+  });
+
+  it('gives each of several sequences in one batch the bits it has alone', () => {
+    scope(() => {
+      const names = ['short0', 'long', 'short2'];
+      const prompts = names.map((name) => goldens.ids(`${name}.input_ids`));
+      const alone = names.map((name) => greedy(llama, prompt(name), 2));
+      const sequences = new PagedSequences(llama, 3, 602);
+      const step = (ids: number[][]) => {
+        const batch = sequences.next(ids.map(({ length }) => length));
+        const hidden = llama.forward(llama.embed(idTensor(ids.flat())), batch).toFloat32();
+        let row = 0;
+        return ids.map(({ length }) => hidden.slice(((row += length) - 1) * 128, row * 128));
+      };
+      const logitsOf = (rows: Float32Array[]) =>
+        rows.map((row) => scope(() => llama.logits(rowTensor(row)).toFloat32()));
+      const first = logitsOf(step(prompts));
+      first.forEach((logits, i) => expectSameBits(logits, alone[i]!.promptLogits.slice(-1000)));
+      const second = logitsOf(step(first.map((logits) => [argMax(logits)])));
+      expect(second.map(argMax)).toEqual(alone.map(({ ids }) => ids[1]));
+    });
+  });
+
+  it('computes with f32 copies of the weights what it computes with the stored bf16', async () => {
+    const widened = await loadForTest(fixturePath('llama-gqa-tiny'), { dtype: 'f32' });
+    const [stored, wide] = [llama, widened.languageModel].map((m) =>
+      greedy(m, () => m.embed(idTensor(goldens.ids('short0.input_ids'))), 4),
+    );
+    widened.dispose();
+    expectClose(wide!.promptLogits, stored!.promptLogits, { atol: 1e-4 }, 'f32 against bf16 storage');
+    expect(wide!.ids).toEqual(stored!.ids);
+  });
+
+  it('refuses an id outside the vocabulary', () => {
+    scope(() => {
+      const invalid = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
+      expect(() => llama.embed(idTensor([1000]))).toThrow(invalid);
+      expect(() => llama.embed(idTensor([-1]))).toThrow(invalid);
+    });
+  });
+});
+
+describe('a tied head', () => {
+  expectNoLeaks();
+
+  it('is the embedding table, stored or not', async () => {
+    const logits: Float32Array[] = [];
+    for (const stored of [true, false]) {
+      await withEditedCheckpoint(
+        'llama-gqa-tiny',
+        (header, config) => {
+          config.tie_word_embeddings = true;
+          // the copy keeps its bytes under a name that the model ignores
+          if (!stored) header['model.rotary_emb.inv_freq'] = header['lm_head.weight']!;
+          if (!stored) delete header['lm_head.weight'];
+        },
+        async (dir) => {
+          const model = await loadForTest(dir);
+          const { languageModel } = model;
+          logits.push(greedy(languageModel, () => languageModel.embed(idTensor([5, 9, 2])), 1).promptLogits);
+          const llama = languageModel as Llama;
+          expect(llama.lmHead).toBe(llama.embedTokens.weight);
+          model.dispose();
+        },
+      );
+    }
+    expectSameBits(logits[0]!, logits[1]!);
+  });
+});
+
+describe('rotary frequencies', () => {
+  const goldens = new Goldens('generated', 'rope.safetensors');
+  const llama3 = {
+    type: 'llama3',
+    factor: 8,
+    lowFreqFactor: 1,
+    highFreqFactor: 4,
+    originalMaxPositionEmbeddings: 8192,
+  } as const;
+
+  it.each([
+    ['default', undefined],
+    ['linear', { type: 'linear', factor: 4 } as const],
+    ['llama3', llama3],
+  ])('with %s scaling are those of the reference', (name, scaling) => {
+    // a few roundings of pow in f32
+    expectClose(rotaryFrequencies(64, 500000, scaling), goldens.floats(name), { rtol: 5e-7 }, name);
+  });
+});
+
+function rowTensor(row: Float32Array) {
+  return Tensor.fromArray(row, [1, row.length]);
+}
