@@ -36,10 +36,53 @@ struct LinearKernels {
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling, int32_t dtype);
 };
 
+// ---- softmax ----
+struct SoftmaxKernels {
+  // y = softmax(x), log 1: log_softmax(x), over n entries; y may equal x
+  void (*softmax_row)(const float* x, float* y, int64_t n, int32_t log);
+  // largest entry; NaN where there is one, -inf for an empty row
+  float (*row_max)(const float* x, int64_t n);
+  // y = exp(x - shift)
+  void (*exp_shifted)(const float* x, float shift, float* y, int64_t n);
+};
+
+// ---- elementwise ----
+struct ElementwiseKernels {
+  // y = a op b over n elements; op is a QfBinary
+  void (*binary)(const float* a, const float* b, float* y, int64_t n, int32_t op);
+  // y = act(x) * scale + shift over n elements
+  void (*unary)(const float* x, float* y, int64_t n, int32_t activation, float scale, float shift);
+  // y = x with conversion, f32 | f16 | bf16 on either side, over n elements
+  void (*convert)(const void* x, int32_t x_dtype, void* y, int32_t y_dtype, int64_t n);
+};
+
+// ---- image ----
+inline constexpr int32_t kResampleBits = 22;  // fractional bits of the filter taps
+inline constexpr int64_t kResizeRows = 16;    // rows of one horizontal call
+
+// Output i of an axis is the sum over k < count[i] of weights[i * taps + k] * input[first[i] + k].
+struct ResampleTaps {
+  int64_t outputs, taps;
+  const int64_t* first;
+  const int64_t* count;
+  const int32_t* weights;
+};
+
+struct ImageKernels {
+  // src: [rows, width, 3] -> dst: [rows, outputs, 3], rows <= kResizeRows; scratch: width * 3 * kResizeRows bytes
+  void (*resize_horizontal)(const uint8_t* src, int64_t rows, int64_t width, const ResampleTaps& axis, uint8_t* dst,
+                            uint8_t* scratch);
+  // one output row, src: [count, columns] -> dst: [columns]
+  void (*resize_vertical)(const uint8_t* src, int64_t columns, const int32_t* weights, int64_t count, uint8_t* dst);
+};
+
 struct CpuKernels {
   const char* level;  // as in QfDeviceInfo
   int32_t lanes;
   LinearKernels linear;
+  SoftmaxKernels softmax;
+  ElementwiseKernels elementwise;
+  ImageKernels image;
 };
 
 // The table chosen when first asked: the best the CPU runs, or the one QFORMER_ISA names (scalar, avx2, avx512, avx512bf16,
