@@ -1,5 +1,6 @@
 // Chooses the kernel table once per process. Compiled for the baseline instruction set.
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -46,6 +47,8 @@ const Candidate kCandidates[] = {
     {&kernels_scalar, always},
 };
 
+std::atomic<const CpuKernels*> overridden{nullptr};
+
 const CpuKernels& choose() {
   const char* wanted = std::getenv("QFORMER_ISA");
   const CpuKernels* table = wanted != nullptr ? find_kernels(wanted) : nullptr;
@@ -67,7 +70,10 @@ const CpuKernels* find_kernels(const char* level) {
 
 const CpuKernels& kernels() {
   static const CpuKernels& chosen = choose();
-  return chosen;
+  const CpuKernels* table = overridden.load(std::memory_order_relaxed);
+  return table != nullptr ? *table : chosen;
 }
+
+void override_kernels(const CpuKernels* table) { overridden.store(table, std::memory_order_relaxed); }
 
 }  // namespace qformer::cpu

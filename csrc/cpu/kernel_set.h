@@ -5,7 +5,10 @@
 #include "kernels.h"
 #include "simd.h"
 
+#include "elementwise_kernels.h"
+#include "image_kernels.h"
 #include "linear_kernels.h"
+#include "softmax_kernels.h"
 
 namespace qformer::cpu::QF_ISA {
 
@@ -13,6 +16,9 @@ inline constexpr CpuKernels kKernels = {
     QF_LEVEL,
     kLanes,
     kLinearKernels,
+    kSoftmaxKernels,
+    kElementwiseKernels,
+    kImageKernels,
 };
 
 }  // namespace qformer::cpu::QF_ISA

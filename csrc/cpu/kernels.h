@@ -9,15 +9,80 @@
 namespace qformer::cpu {
 
 // ---- linear ----
+// Dot products of rows of x with rows of w for one pair of element types. All give the same bits per element.
+struct DotKernels {
+  int32_t x_size, w_size;  // bytes per element; x is f32, or bf16 for bf16 products
+  int32_t step;            // elements of k per multiply-add of vectors
+
+  // m <= max_rows rows, no packing: sums[i * ld_sums + j] = x row i · w row j
+  void (*rows)(const void* x, int64_t ldx, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+               int64_t ld_sums);
+  // Packs tile `tile` of `tiles` (tile_m rows each, `rows` of them real) into `out`, which holds all tiles.
+  void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out);
+  // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w: panel_bytes,
+  // waiting: tiles * tile_m * tile_n vectors.
+  void (*panel)(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k, void* packed_w,
+                float* waiting, float* sums, int64_t ld_sums);
+};
+
 struct LinearKernels {
-  // y = act(x) for n elements in place; used by tests of the dispatch until linear lands
-  void (*activate)(float* x, int64_t n, int32_t kind);
+  int32_t tile_m, tile_n;
+  int64_t panel_bytes;
+  int32_t max_rows;  // of DotKernels::rows
+  DotKernels f32, f16, bf16, bf16_products;
+  void (*round_to_bf16)(const float* x, int64_t n, void* out);  // out: elements of bf16_products.x_size bytes
+  void (*finish)(const float* sums, const float* bias, const float* residual, float* y, int64_t n, int32_t activation);
+  void (*finish_gated)(const float* gate, const float* up, float* y, int64_t n, int32_t activation);
+  void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling, int32_t dtype);
+};
+
+// ---- softmax ----
+struct SoftmaxKernels {
+  // y = softmax(x), log 1: log_softmax(x), over n entries; y may equal x
+  void (*softmax_row)(const float* x, float* y, int64_t n, int32_t log);
+  // largest entry; NaN where there is one, -inf for an empty row
+  float (*row_max)(const float* x, int64_t n);
+  // y = exp(x - shift)
+  void (*exp_shifted)(const float* x, float shift, float* y, int64_t n);
+};
+
+// ---- elementwise ----
+struct ElementwiseKernels {
+  // y = a op b over n elements; op is a QfBinary
+  void (*binary)(const float* a, const float* b, float* y, int64_t n, int32_t op);
+  // y = act(x) * scale + shift over n elements
+  void (*unary)(const float* x, float* y, int64_t n, int32_t activation, float scale, float shift);
+  // y = x with conversion, f32 | f16 | bf16 on either side, over n elements
+  void (*convert)(const void* x, int32_t x_dtype, void* y, int32_t y_dtype, int64_t n);
+};
+
+// ---- image ----
+inline constexpr int32_t kResampleBits = 22;  // fractional bits of the filter taps
+inline constexpr int64_t kResizeRows = 16;    // rows of one horizontal call
+
+// Output i of an axis is the sum over k < count[i] of weights[i * taps + k] * input[first[i] + k].
+struct ResampleTaps {
+  int64_t outputs, taps;
+  const int64_t* first;
+  const int64_t* count;
+  const int32_t* weights;
+};
+
+struct ImageKernels {
+  // src: [rows, width, 3] -> dst: [rows, outputs, 3], rows <= kResizeRows; scratch: width * 3 * kResizeRows bytes
+  void (*resize_horizontal)(const uint8_t* src, int64_t rows, int64_t width, const ResampleTaps& axis, uint8_t* dst,
+                            uint8_t* scratch);
+  // one output row, src: [count, columns] -> dst: [columns]
+  void (*resize_vertical)(const uint8_t* src, int64_t columns, const int32_t* weights, int64_t count, uint8_t* dst);
 };
 
 struct CpuKernels {
   const char* level;  // as in QfDeviceInfo
   int32_t lanes;
   LinearKernels linear;
+  SoftmaxKernels softmax;
+  ElementwiseKernels elementwise;
+  ImageKernels image;
 };
 
 // The table chosen when first asked: the best the CPU runs, or the one QFORMER_ISA names (scalar, avx2, avx512, avx512bf16,
@@ -26,5 +91,8 @@ const CpuKernels& kernels();
 
 // The table of that name, or null where this build or this CPU lacks it.
 const CpuKernels* find_kernels(const char* level);
+
+// Makes kernels() return `table` from now on; null restores the choice. For tests: no op may be running.
+void override_kernels(const CpuKernels* table);
 
 }  // namespace qformer::cpu

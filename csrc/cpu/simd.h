@@ -11,7 +11,8 @@
 //   vmax(a, b) vmin(a, b): b where either is NaN (NEON: NaN); vabs sqrt round_even
 //   pow2(v): 2^v for whole v in [-126, 127]
 //   less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b
-//   reduce_add(v): fixed tree, lanes i and i + L/2 first; reduce_max(v) (NaN unspecified)
+//   reduce_add(v): fixed tree, lanes i and i + L/2 first; reduce_add_lanes(v): kLanes of them at once; reduce_max(v) (NaN
+//   unspecified)
 // simd_math.h adds exp, log, erf, tanh and the activations.
 #pragma once
 

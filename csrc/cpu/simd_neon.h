@@ -86,6 +86,11 @@ inline float reduce_add(Vf a) {
   const float32x2_t two = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
+// Lane i of the result is reduce_add(v[i]).
+inline Vf reduce_add_lanes(const Vf* v) {
+  const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
+  return load(sums);
+}
 inline float reduce_max(Vf a) { return vmaxvq_f32(a.v); }
 
 }  // namespace qformer::cpu::QF_ISA

@@ -80,6 +80,11 @@ inline void store_f16(uint16_t* p, Vf a) { store_f16_partial(p, a, kLanes); }
 inline void store_bf16(uint16_t* p, Vf a) { store_bf16_partial(p, a, kLanes); }
 
 inline float reduce_add(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+// Lane i of the result is reduce_add(v[i]).
+inline Vf reduce_add_lanes(const Vf* v) {
+  const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
+  return load(sums);
+}
 inline float reduce_max(Vf a) {
   const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
   const float high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];

@@ -81,6 +81,12 @@ export class JsonFields {
     return new JsonFields(this.file, value, `${this.path}${key}.`);
   }
 
+  /** The objects of a list. Throws FORMAT, also when absent. */
+  objectList(key: string): JsonFields[] {
+    const list = this.optionalList(key, 'objects', isJsonObject) ?? this.missing(key);
+    return list.map((object, i) => new JsonFields(this.file, object, `${this.path}${key}[${i}].`));
+  }
+
   /** The elements of a list, each checked by `accept`; undefined when absent. Throws FORMAT naming the element. */
   optionalList<T>(key: string, what: string, accept: (value: unknown) => value is T): T[] | undefined {
     const value = this.raw(key);

@@ -1,0 +1,204 @@
+// Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16.
+//
+// Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then applies
+// the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the weights stream by
+// once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight panels are packed into L1 on
+// the fly: n * k weights per block of up to kBlockRows rows.
+
+#include "linear.h"
+
+#include <algorithm>
+
+#include "families.h"
+#include "kernels.h"
+#include "scratch.h"
+#include "thread_pool.h"
+
+namespace qformer::cpu {
+namespace {
+
+constexpr int64_t kStreamRows = 16;
+constexpr int64_t kBlockRows = 288;
+constexpr int64_t kTaskColumns = 48;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+const void* offset(const void* base, int64_t elements, int32_t size) {
+  return static_cast<const char*>(base) + elements * size;
+}
+
+const DotKernels& dot_kernels(const LinearCall& call) {
+  const LinearKernels& table = kernels().linear;
+  if (call.w_dtype == QF_F32) return table.f32;
+  if (call.w_dtype == QF_F16) return table.f16;
+  return call.math == QF_MATH_BF16 ? table.bf16_products : table.bf16;
+}
+
+// The rows of x as the products want them.
+struct Operand {
+  const void* data;
+  int64_t ld;
+};
+
+Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
+  if (call.w_dtype != QF_BF16 || call.math != QF_MATH_BF16) return {call.x, call.ldx};
+  const LinearKernels& table = kernels().linear;
+  void* rounded = thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k * dot.x_size));
+  parallel_for(call.m, grain_for(0.2 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      table.round_to_bf16(call.x + i * call.ldx, call.k, static_cast<char*>(rounded) + i * call.k * dot.x_size);
+    }
+  });
+  return {rounded, call.k};
+}
+
+// Applies the epilogue to rows [0, m) and columns [column, column + n) of y, whose rows begin at row `row`.
+void finish_block(const LinearCall& call, const float* sums, const float* up, int64_t ld_sums, int64_t row, int64_t m,
+                  int64_t column, int64_t n) {
+  const LinearKernels& table = kernels().linear;
+  for (int64_t i = 0; i < m; i++) {
+    float* y = call.y + (row + i) * call.ldy + column;
+    if (up != nullptr) {
+      table.finish_gated(sums + i * ld_sums, up + i * ld_sums, y, n, call.activation);
+      continue;
+    }
+    const float* bias = call.bias != nullptr ? call.bias + column : nullptr;
+    const float* residual = call.residual != nullptr ? call.residual + (row + i) * call.ldr + column : nullptr;
+    table.finish(sums + i * ld_sums, bias, residual, y, n, call.activation);
+  }
+}
+
+void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
+  const int64_t max_rows = kernels().linear.max_rows;
+  const int64_t group = ceil_div(call.m, ceil_div(call.m, max_rows));
+  float* sums = static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
+  float* up = call.w_up != nullptr ? sums + call.m * n : nullptr;
+  const auto fill = [&](const void* w, float* out) {
+    for (int64_t i = 0; i < call.m; i += group) {
+      dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i), offset(w, column * call.ldw, dot.w_size),
+               call.ldw, n, call.k, out + i * n, n);
+    }
+  };
+  fill(call.w, sums);
+  if (up != nullptr) fill(call.w_up, up);
+  finish_block(call, sums, up, n, 0, call.m, column, n);
+}
+
+void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
+  const double bytes = static_cast<double>(call.k) * dot.w_size * (call.w_up != nullptr ? 2 : 1);
+  const double products = static_cast<double>(call.k * call.m) * (call.w_up != nullptr ? 2 : 1);
+  const int64_t grain = std::min<int64_t>(round_up(grain_for(std::max(bytes / 15, products / 30)), 8), 1024);
+  parallel_for(call.n, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t column = begin; column < end; column += grain) {
+      stream_columns(call, dot, x, column, std::min(grain, end - column));
+    }
+  });
+}
+
+// A block of packed rows of x.
+struct PackedRows {
+  const void* data;
+  int64_t row, rows, tiles;
+};
+
+PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, Operand x, int64_t row, int64_t rows) {
+  const int64_t tile_m = kernels().linear.tile_m;
+  const int64_t tiles = ceil_div(rows, tile_m);
+  void* packed =
+      thread_scratch(Scratch::kPackedX, static_cast<size_t>(tiles * tile_m * round_up(call.k, dot.step) * dot.x_size));
+  parallel_for(tiles, grain_for(0.2 * static_cast<double>(tile_m * call.k)), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; tile++) {
+      const int64_t first = tile * tile_m;
+      dot.pack_x(offset(x.data, (row + first) * x.ld, dot.x_size), x.ld, std::min(tile_m, rows - first), call.k, tile, tiles,
+                 packed);
+    }
+  });
+  return {packed, row, rows, tiles};
+}
+
+void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n) {
+  const LinearKernels& table = kernels().linear;
+  const int64_t ld = round_up(n, table.tile_n);
+  const int64_t padded_rows = x.tiles * table.tile_m;
+  void* panel = thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_bytes));
+  auto* waiting = static_cast<float*>(thread_scratch(
+      Scratch::kAccumulators, static_cast<size_t>(padded_rows * table.tile_n * kernels().lanes) * sizeof(float)));
+  auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * padded_rows * ld) * sizeof(float)));
+  float* up = call.w_up != nullptr ? sums + padded_rows * ld : nullptr;
+  const auto fill = [&](const void* w, float* out) {
+    for (int64_t j = 0; j < n; j += table.tile_n) {
+      dot.panel(x.data, x.tiles, offset(w, (column + j) * call.ldw, dot.w_size), call.ldw,
+                std::min<int64_t>(table.tile_n, n - j), call.k, panel, waiting, out + j, ld);
+    }
+  };
+  fill(call.w, sums);
+  if (up != nullptr) fill(call.w_up, up);
+  finish_block(call, sums, up, ld, x.row, x.rows, column, n);
+}
+
+void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
+  const int64_t tile_n = kernels().linear.tile_n;
+  const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 8), tile_n);
+  const int64_t columns = std::clamp(per_thread, tile_n, round_up(kTaskColumns, tile_n));
+  const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
+  for (int64_t row = 0; row < call.m; row += block) {
+    const PackedRows packed = pack_rows(call, dot, x, row, std::min(block, call.m - row));
+    parallel_for(ceil_div(call.n, columns), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        packed_columns(call, dot, packed, task * columns, std::min(columns, call.n - task * columns));
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void run_linear(const LinearCall& call) {
+  if (call.m <= 0 || call.n <= 0) return;
+  const DotKernels& dot = dot_kernels(call);
+  const Operand x = prepare_x(call, dot);
+  if (call.m <= kStreamRows || call.k == 0) {
+    run_streaming(call, dot, x);
+  } else {
+    run_packed(call, dot, x);
+  }
+}
+
+QfStatus linear(int32_t, const QfLinear* args) {
+  run_linear({.x = static_cast<const float*>(args->x),
+              .w = args->w,
+              .bias = args->bias,
+              .residual = args->residual,
+              .y = args->y,
+              .m = args->m,
+              .n = args->n,
+              .k = args->k,
+              .ldx = args->ldx,
+              .ldw = args->ldw,
+              .ldr = args->ldr,
+              .ldy = args->ldy,
+              .w_dtype = args->w_dtype,
+              .activation = args->activation,
+              .math = args->math});
+  return QF_OK;
+}
+
+QfStatus gated_linear(int32_t, const QfGatedLinear* args) {
+  run_linear({.x = static_cast<const float*>(args->x),
+              .w = args->w_gate,
+              .w_up = args->w_up,
+              .y = args->y,
+              .m = args->m,
+              .n = args->n,
+              .k = args->k,
+              .ldx = args->ldx,
+              .ldw = args->ldw,
+              .ldy = args->ldy,
+              .w_dtype = args->w_dtype,
+              .activation = args->activation,
+              .math = args->math});
+  return QF_OK;
+}
+
+}  // namespace qformer::cpu

@@ -1,0 +1,25 @@
+// One linear call inside the CPU backend: what linear, gated_linear and patch_embedding share.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+
+namespace qformer::cpu {
+
+// y = act(x · wᵀ + bias) + residual, or act(x · wᵀ) * (x · w_upᵀ) where w_up is given. Fields as in QfLinear.
+struct LinearCall {
+  const float* x;
+  const void* w;
+  const void* w_up = nullptr;
+  const float* bias = nullptr;
+  const float* residual = nullptr;
+  float* y;
+  int64_t m, n, k;
+  int64_t ldx, ldw, ldr = 0, ldy;
+  int32_t w_dtype, activation, math;
+};
+
+void run_linear(const LinearCall& call);
+
+}  // namespace qformer::cpu

@@ -1,0 +1,141 @@
+// The inner loop of every linear op: dot products of M rows of x with N rows of w, vector lanes running along k.
+//
+// Canonical order of one output element: lane j of one accumulator takes k = j, j + L, j + 2L, ... (pairs of k for bf16 dot
+// products), the tail comes zero-filled, then reduce_add's tree. Every kernel keeps exactly this order whatever M, N, blocking
+// or packing is, so an element's bits depend on its own row of x and of w only.
+#pragma once
+
+#include "simd.h"
+
+namespace qformer::cpu::QF_ISA {
+
+// Operand types: how a step of kStep elements of x and of w is loaded, and one multiply-add of such steps. Packed buffers hold
+// whole steps of Packed::X, whatever the weights were.
+struct DotF32 {
+  using Packed = DotF32;
+  using X = float;
+  using W = float;
+  using Step = Vf;
+  static constexpr int kStep = kLanes;
+  static Vf load_x(const X* p) { return load(p); }
+  static Vf load_x(const X* p, int64_t n) { return load_partial(p, n); }
+  static Vf load_w(const W* p) { return load(p); }
+  static Vf load_w(const W* p, int64_t n) { return load_partial(p, n); }
+  static void put(X* p, Vf step) { store(p, step); }
+  static Vf nothing() { return zero(); }
+  static Vf mac(Vf sum, Vf x, Vf w) { return fma(x, w, sum); }
+};
+
+struct DotF16 : DotF32 {
+  using W = uint16_t;
+  static Vf load_w(const W* p) { return load_f16(p); }
+  static Vf load_w(const W* p, int64_t n) { return load_f16_partial(p, n); }
+};
+
+struct DotBf16 : DotF32 {
+  using W = uint16_t;
+  static Vf load_w(const W* p) { return load_bf16(p); }
+  static Vf load_w(const W* p, int64_t n) { return load_bf16_partial(p, n); }
+};
+
+#if defined(QF_ISA_BF16_DOT)
+// Both operands bf16: each lane adds the products of a pair of neighbours (vdpbf16ps).
+struct DotBf16Pairs {
+  using Packed = DotBf16Pairs;
+  using X = uint16_t;
+  using W = uint16_t;
+  using Step = __m512i;
+  static constexpr int kStep = 2 * kLanes;
+  static Step load_x(const X* p) { return _mm512_loadu_si512(p); }
+  static Step load_x(const X* p, int64_t n) { return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p); }
+  static Step load_w(const W* p) { return load_x(p); }
+  static Step load_w(const W* p, int64_t n) { return load_x(p, n); }
+  static void put(X* p, Step step) { _mm512_storeu_si512(p, step); }
+  static Step nothing() { return _mm512_setzero_si512(); }
+  static Vf mac(Vf sum, Step x, Step w) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w))};
+  }
+};
+#endif
+
+// Adds one step of M x N products. `load_x(m)` and `load_w(n)` give the operands.
+template <class Dot, int M, int N, class LoadX, class LoadW>
+inline __attribute__((always_inline)) void dot_step(Vf (&sum)[M * N], LoadX load_x, LoadW load_w) {
+  typename Dot::Step w[N];
+#pragma GCC unroll 16
+  for (int n = 0; n < N; n++) w[n] = load_w(n);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    const typename Dot::Step x = load_x(m);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) sum[m * N + n] = Dot::mac(sum[m * N + n], x, w[n]);
+  }
+}
+
+// Reduces M x N accumulators into sums[m * ld + n].
+template <int M, int N>
+inline void reduce_tile(const Vf (&sum)[M * N], float* sums, int64_t ld) {
+  constexpr int kFull = M * N / kLanes * kLanes;
+  float flat[M * N];
+#pragma GCC unroll 16
+  for (int i = 0; i < kFull; i += kLanes) store(flat + i, reduce_add_lanes(sum + i));
+#pragma GCC unroll 16
+  for (int i = kFull; i < M * N; i++) flat[i] = reduce_add(sum[i]);
+  for (int m = 0; m < M; m++) __builtin_memcpy(sums + m * ld, flat + m * N, N * sizeof(float));
+}
+
+// sums[m * ld_sums + n] = x row m · w row n, straight from the rows.
+template <class Dot, int M, int N>
+void dot_rows_tile(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t k, float* sums,
+                   int64_t ld_sums) {
+  Vf sum[M * N];
+#pragma GCC unroll 32
+  for (int i = 0; i < M * N; i++) sum[i] = zero();
+  int64_t i = 0;
+  for (; i + Dot::kStep <= k; i += Dot::kStep) {
+    dot_step<Dot, M, N>(
+        sum, [&](int m) { return Dot::load_x(x + m * ldx + i); }, [&](int n) { return Dot::load_w(w + n * ldw + i); });
+  }
+  if (i < k) {
+    dot_step<Dot, M, N>(
+        sum, [&](int m) { return Dot::load_x(x + m * ldx + i, k - i); },
+        [&](int n) { return Dot::load_w(w + n * ldw + i, k - i); });
+  }
+  reduce_tile<M, N>(sum, sums, ld_sums);
+}
+
+template <class Dot, int M, int N>
+void dot_rows_all_n(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k,
+                    float* sums, int64_t ld_sums) {
+  int64_t j = 0;
+  for (; j + N <= n; j += N) dot_rows_tile<Dot, M, N>(x, ldx, w + j * ldw, ldw, k, sums + j, ld_sums);
+  for (; j < n; j++) dot_rows_tile<Dot, M, 1>(x, ldx, w + j * ldw, ldw, k, sums + j, ld_sums);
+}
+
+// The widest register tile per number of rows; 16-register machines get narrower ones.
+template <int M>
+constexpr int columns_for_rows() {
+  constexpr int kAccumulators = kLanes == 16 ? 24 : 8;
+  return M == 1 ? 4 : kAccumulators / M < 1 ? 1 : kAccumulators / M > 8 ? 8 : kAccumulators / M;
+}
+
+template <class Dot>
+void dot_rows_of(const typename Dot::X* x, int64_t ldx, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k,
+                 float* sums, int64_t ld_sums) {
+  switch (m) {
+#define QF_ROWS(M)                                                                                \
+  case M:                                                                                         \
+    return dot_rows_all_n<Dot, M, columns_for_rows<M>()>(x, ldx, w, ldw, n, k, sums, ld_sums);
+    QF_ROWS(1)
+    QF_ROWS(2)
+    QF_ROWS(3)
+    QF_ROWS(4)
+    QF_ROWS(5)
+    QF_ROWS(6)
+    QF_ROWS(7)
+    QF_ROWS(8)
+#undef QF_ROWS
+  }
+}
+
+}  // namespace qformer::cpu::QF_ISA

@@ -1,0 +1,99 @@
+// The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a register
+// tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
+//   x: [k panel][tile][steps of the panel][kTileM][kStep]      w: [steps of the panel][kTileN][kStep]
+// A k panel has at most kPanelSteps steps, so that the panel of w stays in L1 while x streams by from L2. Between panels the
+// accumulators wait in memory, lanes and all, so blocking over k does not change an element's bits.
+#pragma once
+
+#include "linear_dot.h"
+
+namespace qformer::cpu::QF_ISA {
+
+constexpr int kTileM = kLanes == 16 ? 4 : 2;
+constexpr int kTileN = kLanes == 16 ? 6 : 4;
+constexpr int kTile = kTileM * kTileN;
+constexpr int64_t kPanelBytes = 24 * 1024;
+
+// The division of k into panels: all but the last have `steps` steps.
+struct Panels {
+  int64_t total, steps;
+};
+
+template <class Dot>
+inline Panels panels_of(int64_t k) {
+  constexpr int64_t kPanelSteps = kPanelBytes / (kTileN * kLanes * static_cast<int64_t>(sizeof(float)));
+  const int64_t total = (k + Dot::kStep - 1) / Dot::kStep;
+  const int64_t count = (total + kPanelSteps - 1) / kPanelSteps;
+  return {total, (total + count - 1) / count};
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Copies steps [first, last) of `valid` rows and zeros for the rest of `Rows`. `load(row, i)` and `load(row, i, n)` read w or x.
+template <class Dot, int Rows, class Load>
+inline void pack_steps(int64_t valid, int64_t first, int64_t last, int64_t k, typename Dot::Packed::X* out, Load load) {
+  for (int64_t s = first; s < last; s++) {
+    const int64_t i = s * Dot::kStep;
+    for (int row = 0; row < Rows; row++, out += Dot::kStep) {
+      Dot::put(out, row >= valid ? Dot::nothing() : k - i >= Dot::kStep ? load(row, i, Dot::kStep) : load(row, i, k - i));
+    }
+  }
+}
+
+// Packs tile `tile` of `tiles`: x has `rows` <= kTileM rows.
+template <class Dot>
+void pack_x_tile(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles,
+                 typename Dot::X* out) {
+  const Panels panels = panels_of<Dot>(k);
+  for (int64_t first = 0; first < panels.total; first += panels.steps) {
+    const int64_t last = smaller(first + panels.steps, panels.total);
+    const int64_t at = (first * tiles + (last - first) * tile) * kTileM * Dot::kStep;
+    pack_steps<Dot, kTileM>(rows, first, last, k, out + at, [&](int row, int64_t i, int64_t n) {
+      return n == Dot::kStep ? Dot::load_x(x + row * ldx + i) : Dot::load_x(x + row * ldx + i, n);
+    });
+  }
+}
+
+// One register tile over one k panel; accumulators start from `waiting` unless `fresh`.
+template <class Packed>
+inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w, int64_t steps, bool fresh, bool finished,
+                        float* waiting, float* sums, int64_t ld_sums) {
+  Vf sum[kTile];
+#pragma GCC unroll 32
+  for (int i = 0; i < kTile; i++) sum[i] = fresh ? zero() : load(waiting + i * kLanes);
+  for (int64_t s = 0; s < steps; s++) {
+    dot_step<Packed, kTileM, kTileN>(
+        sum, [&](int m) { return Packed::load_x(x + m * Packed::kStep); },
+        [&](int n) { return Packed::load_w(w + n * Packed::kStep); });
+    x += kTileM * Packed::kStep;
+    w += kTileN * Packed::kStep;
+  }
+  if (finished) return reduce_tile<kTileM, kTileN>(sum, sums, ld_sums);
+#pragma GCC unroll 32
+  for (int i = 0; i < kTile; i++) store(waiting + i * kLanes, sum[i]);
+}
+
+// sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows; writes kTileN columns, kTileM * tiles rows.
+// packed_w: kPanelBytes; waiting: kTile vectors per tile.
+template <class Dot>
+void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns, int64_t k,
+               void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
+  using Packed = typename Dot::Packed;
+  auto* panel = static_cast<typename Packed::X*>(packed_w);
+  const Panels panels = panels_of<Dot>(k);
+  for (int64_t first = 0; first < panels.total; first += panels.steps) {
+    const int64_t last = smaller(first + panels.steps, panels.total);
+    const int64_t steps = last - first;
+    pack_steps<Dot, kTileN>(columns, first, last, k, panel, [&](int row, int64_t i, int64_t n) {
+      return n == Dot::kStep ? Dot::load_w(w + row * ldw + i) : Dot::load_w(w + row * ldw + i, n);
+    });
+    const typename Dot::X* x = packed_x + first * tiles * kTileM * Dot::kStep;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      packed_tile<Packed>(x, panel, steps, first == 0, last == panels.total, waiting + tile * kTile * kLanes,
+                          sums + tile * kTileM * ld_sums, ld_sums);
+      x += steps * kTileM * Dot::kStep;
+    }
+  }
+}
+
+}  // namespace qformer::cpu::QF_ISA
