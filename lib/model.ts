@@ -4,10 +4,10 @@
 import { Chat } from './chat.js';
 import { EngineClient, type RequestHandle } from './engine/client.js';
 import type { GenerateParams } from './engine/params.js';
-import type { EngineInfo, EngineStats, RequestImage } from './engine/protocol.js';
+import type { EngineInfo, EngineStats } from './engine/protocol.js';
 import { QFormerError, describe } from './errors.js';
 import { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
-import { loadImage, type ImageInput } from './io/image.js';
+import { loadImage, type ImageInput, type ImageOptions } from './io/image.js';
 import {
   captionParams,
   checkChatOptions,
@@ -23,9 +23,6 @@ import {
   type PromptOptions,
 } from './options.js';
 import { PromptTemplates, readPromptConfig } from './prompts.js';
-
-/** How images are read; from LoadOptions. */
-type ImageLimits = Pick<LoadOptions, 'maxImageBytes' | 'maxImagePixels' | 'allowHttp'>;
 
 /** A finished prompt with its image, ready to be sent. */
 interface Request {
@@ -46,7 +43,7 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   const client = await EngineClient.start({ ...engine, dir });
   try {
     const templates = new PromptTemplates(client.info.modelType, readPromptConfig(dir));
-    return new Model(client, templates, { maxImageBytes, maxImagePixels, allowHttp });
+    return new Model(client, templates, { maxBytes: maxImageBytes, maxPixels: maxImagePixels, allowHttp });
   } catch (error) {
     await client.close();
     throw error;
@@ -57,14 +54,14 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
 export class Model {
   readonly #client: EngineClient;
   readonly #templates: PromptTemplates;
-  readonly #limits: ImageLimits;
+  readonly #imageOptions: ImageOptions;
   #disposed = false;
 
   /** @internal */
-  constructor(client: EngineClient, templates: PromptTemplates, limits: ImageLimits) {
+  constructor(client: EngineClient, templates: PromptTemplates, imageOptions: ImageOptions) {
     this.#client = client;
     this.#templates = templates;
-    this.#limits = limits;
+    this.#imageOptions = imageOptions;
   }
 
   /** What is loaded, and where and how it runs. */
@@ -153,7 +150,7 @@ export class Model {
         throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
     };
     throwIfAborted();
-    const images = image === undefined ? [] : [await this.#decode(image, exif)];
+    const images = image === undefined ? [] : [await loadImage(image, { ...this.#imageOptions, exif, signal })];
     throwIfAborted();
     this.#requireLive(where);
     const handle = this.#client.submit(
@@ -163,11 +160,6 @@ export class Model {
     const result = await endWith(handle, signal === undefined ? [cancel] : [cancel, signal]);
     if (result.finishReason === 'abort') throwIfAborted();
     return result;
-  }
-
-  async #decode(image: ImageInput, exif = false): Promise<RequestImage> {
-    const { maxImageBytes: maxBytes, maxImagePixels: maxPixels, allowHttp } = this.#limits;
-    return loadImage(image, { exif, maxBytes, maxPixels, allowHttp });
   }
 }
 

@@ -17,12 +17,16 @@ function staticImports(file: string, seen = new Set<string>()): string[] {
   if (seen.has(file)) return [];
   seen.add(file);
   const found = [...readFileSync(file, 'utf8').matchAll(/^\s*import\s*(?:[^'"()]*?\sfrom\s*)?["']([^"']+)["']/gm)];
-  return found.flatMap(([, name]) => (name!.startsWith('.') ? staticImports(join(dirname(file), name!), seen) : [name!]));
+  return found.flatMap(([, name]) =>
+    name!.startsWith('.') ? staticImports(join(dirname(file), name!), seen) : [name!],
+  );
 }
 
 describe('qformer', () => {
   it('loads nothing but the argument parser before it knows the command', () => {
-    const packages = staticImports(join(packageRoot(), 'dist', 'cli.js')).filter((name) => !/^(?:node:|fs$|path$|url$)/.test(name));
+    const packages = staticImports(join(packageRoot(), 'dist', 'cli.js')).filter(
+      (name) => !/^(?:node:|fs$|path$|url$)/.test(name),
+    );
     expect([...new Set(packages)]).toEqual(['commander']);
   });
 
@@ -132,7 +136,11 @@ describe('qformer answer', () => {
 
   it('stops at --max-new-tokens', async () => {
     const { stdout } = await qformer(['answer', fox, 'What is this?', '--max-new-tokens', '2', '--json']);
-    expect(parse(stdout)).toMatchObject({ question: 'What is this?', finishReason: 'length', usage: { completionTokens: 2 } });
+    expect(parse(stdout)).toMatchObject({
+      question: 'What is this?',
+      finishReason: 'length',
+      usage: { completionTokens: 2 },
+    });
   });
 
   it('samples the same with the same seed', async () => {
@@ -197,7 +205,10 @@ describe('qformer info', () => {
   });
 
   it('prints the same as JSON', async () => {
-    const info = parse((await qformer(['info', '--json'])).stdout) as { parameters: number; parts: { parameters: number }[] };
+    const info = parse((await qformer(['info', '--json'])).stdout) as {
+      parameters: number;
+      parts: { parameters: number }[];
+    };
     expect(info.parameters).toBe(7_960_192);
     expect(info.parts.reduce((sum, part) => sum + part.parameters, 0)).toBe(info.parameters);
   });
