@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { LanguageModel, VisionLanguageModel } from '../lib/models/model.js';
 import { Llama } from '../lib/models/llama.js';
 import { rotaryFrequencies } from '../lib/nn/rotary.js';
-import { scope, Tensor } from '../lib/tensor/index.js';
+import { record, scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import {
   argMax,
@@ -124,6 +124,29 @@ describe('llama-gqa-tiny (8 query heads on 2 kv heads, bf16 weights)', () => {
       first.forEach((logits, i) => expectSameBits(logits, alone[i]!.promptLogits.slice(-1000)));
       const second = logitsOf(step(first.map((logits) => [argMax(logits)])));
       expect(second.map(argMax)).toEqual(alone.map(({ ids }) => ids[1]));
+    });
+  });
+
+  it('replays a recorded decode step with the bits of the same step run directly', () => {
+    scope(() => {
+      const direct = greedy(llama, prompt('short0'), 5);
+      const sequence = new PagedSequences(llama, 1, 32);
+      const embeds = prompt('short0')();
+      llama.forward(embeds, sequence.next([embeds.shape[0]!]));
+      const ids = idTensor([direct.ids[0]!]);
+      const batch = sequence.next([1]);
+      const graph = record(() => llama.logits(llama.forward(llama.embed(ids), batch)));
+      for (let step = 1; step < 5; step++) {
+        graph.replay();
+        const logits = graph.outputs.toFloat32();
+        expect(argMax(logits)).toBe(direct.ids[step]);
+        expect(logProbabilities(logits)[direct.ids[step]!]).toBe(direct.logprobs[step]);
+        ids.write(Int32Array.of(direct.ids[step]!));
+        const next = sequence.next([1]);
+        for (const name of ['positions', 'slotMapping', 'contextLens'] as const)
+          batch[name].write(next[name].toArray());
+      }
+      graph.dispose();
     });
   });
 
