@@ -37,10 +37,6 @@ class SineSource implements ParameterSource {
     return this.matrix(name, shape);
   }
 
-  has(): boolean {
-    return true;
-  }
-
   ignore(): void {}
 }
 

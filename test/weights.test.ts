@@ -1,6 +1,8 @@
 // Declaring, checking and loading weights: everything wrong with a checkpoint is told at once, and a load that fails or is
 // aborted leaves nothing behind.
 
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { isQFormerError, type QFormerError } from '../lib/errors.js';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
@@ -194,6 +196,22 @@ describe('loading', () => {
     });
     await expect(failing).rejects.toThrow('from the caller');
     expect(() => vector.tensor).toThrow(expect.objectContaining({ code: 'INTERNAL' }));
+    expect(liveTensors()).toBe(before);
+  });
+
+  it('releases everything when the file has disappeared since the folder was opened', async () => {
+    const before = liveTensors();
+    await withEditedCheckpoint(
+      'llama-gqa-tiny',
+      () => {},
+      async (dir) => {
+        const checkpoint = openCheckpoint(dir);
+        const weights = new Weights(checkpoint, CPU);
+        createModel(checkpoint, weights);
+        rmSync(join(dir, 'model.safetensors'));
+        await expect(weights.load()).rejects.toMatchObject({ code: 'IO' });
+      },
+    );
     expect(liveTensors()).toBe(before);
   });
 

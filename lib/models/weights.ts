@@ -64,10 +64,6 @@ export class Weights implements ParameterSource {
     return parameter;
   }
 
-  has(name: string): boolean {
-    return this.checkpoint.tensors.has(name);
-  }
-
   ignore(name: string): void {
     this.#ignored.push(name);
   }

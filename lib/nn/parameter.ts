@@ -40,8 +40,6 @@ export interface ParameterSource {
   vector(name: string, shape: readonly number[]): Parameter;
   /** An f32 tensor computed from the configuration instead of stored, e.g. rotary frequencies. */
   constant(name: string, values: Float32Array, shape: readonly number[]): Parameter;
-  /** True when the checkpoint stores a tensor of this name. */
-  has(name: string): boolean;
   /** Accepts, and leaves unread, the tensor `name`, or every tensor below `name` when it ends with a dot. */
   ignore(name: string): void;
 }
