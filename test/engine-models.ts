@@ -75,7 +75,11 @@ export async function loadEngine(name: string, options: LoadOptions = {}): Promi
 
 /** An RGB image file as the engine wants it. */
 export async function readImage(path: string): Promise<SequenceImage> {
-  const { data, info } = await sharp(path).removeAlpha().toColourspace('srgb').raw().toBuffer({ resolveWithObject: true });
+  const { data, info } = await sharp(path)
+    .removeAlpha()
+    .toColourspace('srgb')
+    .raw()
+    .toBuffer({ resolveWithObject: true });
   const digest = createHash('sha256').update(`${info.width}x${info.height}:`).update(data).digest('hex');
   return { digest, data: new Uint8Array(data), width: info.width, height: info.height };
 }

@@ -29,7 +29,7 @@ export interface ClientOptions extends EngineOptions {
 }
 
 export interface SubmitOptions {
-  /** Called once per engine step that produced something for this request. */
+  /** Called once per engine step that produced something for this request; what it throws ends the request. */
   onDelta?: (delta: Delta) => void;
   /** Pixels are moved to the worker instead of copied; the caller's arrays become empty. */
   transferImages?: boolean;
@@ -50,7 +50,7 @@ export interface RequestHandle {
 interface Pending {
   onDelta?: ((delta: Delta) => void) | undefined;
   resolve(result: EngineResult): void;
-  reject(error: QFormerError): void;
+  reject(error: unknown): void;
 }
 
 /** How long a worker may take to leave after it was asked to, before it is terminated, ms. */
@@ -68,7 +68,7 @@ export class EngineClient {
   #failure: QFormerError | undefined;
   #closing: Promise<{ liveTensors: number }> | undefined;
   #closed: ((liveTensors: number) => void) | undefined;
-  #started: { resolve(info: EngineInfo): void; reject(error: QFormerError): void } | undefined;
+  #started: { resolve(info: EngineInfo): void; reject(error: unknown): void } | undefined;
   readonly #exited: Promise<void>;
 
   private constructor(options: ClientOptions) {
@@ -95,8 +95,7 @@ export class EngineClient {
     });
     const onAbort = (): void => {
       Atomics.store(new Int32Array(client.#abortFlag), 0, 1);
-      const timer = setTimeout(() => void client.#worker.terminate(), GRACE_MS);
-      void client.#exited.then(() => clearTimeout(timer));
+      void client.#leave();
     };
     signal?.addEventListener('abort', onAbort, { once: true });
     try {
@@ -106,6 +105,7 @@ export class EngineClient {
       client.#worker.unref();
       return client;
     } catch (error) {
+      Atomics.store(new Int32Array(client.#abortFlag), 0, 1);
       client.#failure ??= error as QFormerError;
       await client.#leave();
       throw signal?.aborted ? aborted(signal) : error;
@@ -191,7 +191,7 @@ export class EngineClient {
   #receive(message: FromWorker): void {
     switch (message.type) {
       case 'progress':
-        return this.#onProgress?.(message.progress);
+        return this.#progress(message.progress);
       case 'ready':
         return this.#started?.resolve(message.info);
       case 'failed':
@@ -208,17 +208,32 @@ export class EngineClient {
     }
   }
 
+  #progress(progress: LoadProgress): void {
+    try {
+      this.#onProgress?.(progress);
+    } catch (error) {
+      this.#started?.reject(error); // the caller's own error, as it is
+    }
+  }
+
   #dispatch(event: RequestEvent): void {
     const pending = this.#pending.get(event.id);
     if (pending === undefined) return;
-    if (event.type === 'delta') {
-      const { text, tokenIds, logprobs } = event;
-      pending.onDelta?.(logprobs === undefined ? { text, tokenIds } : { text, tokenIds, logprobs });
-      return;
-    }
+    if (event.type === 'delta') return this.#deliver(event, pending);
     this.#pending.delete(event.id);
     if (event.type === 'end') pending.resolve(event.result);
     else pending.reject(deserializeError(event.error));
+  }
+
+  /** A callback that throws ends its request with what it threw. */
+  #deliver({ id, text, tokenIds, logprobs }: Delta & { id: number }, pending: Pending): void {
+    try {
+      pending.onDelta?.(logprobs === undefined ? { text, tokenIds } : { text, tokenIds, logprobs });
+    } catch (error) {
+      this.#pending.delete(id);
+      this.#send({ type: 'abort', id });
+      pending.reject(error);
+    }
   }
 
   /** Keeps the process alive exactly while something is pending. */

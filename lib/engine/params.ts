@@ -101,14 +101,24 @@ export function resolveParams(params: GenerateParams = {}, defaults: ParamDefaul
   );
   return {
     maxNewTokens,
-    minNewTokens: integer('minNewTokens', params.minNewTokens ?? Math.min(defaults.minNewTokens ?? 0, maxNewTokens), 0, maxNewTokens),
+    minNewTokens: integer(
+      'minNewTokens',
+      params.minNewTokens ?? Math.min(defaults.minNewTokens ?? 0, maxNewTokens),
+      0,
+      maxNewTokens,
+    ),
     temperature: number('temperature', params.temperature ?? (sampled ? (defaults.temperature ?? 1) : 0), 0, 1e4),
     topK: integer('topK', params.topK ?? (sampled ? (defaults.topK ?? 0) : 0), 0, MAX_TOKENS),
     topP: number('topP', params.topP ?? (sampled ? (defaults.topP ?? 1) : 1), 0, 1),
     minP: number('minP', params.minP ?? (sampled ? (defaults.minP ?? 0) : 0), 0, 1),
     repetitionPenalty: positive('repetitionPenalty', params.repetitionPenalty ?? defaults.repetitionPenalty ?? 1),
     penalizePrompt: boolean('penalizePrompt', params.penalizePrompt ?? true),
-    noRepeatNgramSize: integer('noRepeatNgramSize', params.noRepeatNgramSize ?? defaults.noRepeatNgramSize ?? 0, 0, MAX_TOKENS),
+    noRepeatNgramSize: integer(
+      'noRepeatNgramSize',
+      params.noRepeatNgramSize ?? defaults.noRepeatNgramSize ?? 0,
+      0,
+      MAX_TOKENS,
+    ),
     badWords: badWords(params.badWords ?? []),
     stop: stopStrings(params.stop ?? []),
     seed: integer('seed', params.seed ?? randomSeed(), 0, Number.MAX_SAFE_INTEGER),

@@ -120,7 +120,7 @@ export class ModelRunner implements Runner {
     if (imageEncoder === undefined) throw new QFormerError('INVALID_ARGUMENT', 'this model reads no images');
     const perImage = model.config.numQueryTokens;
     const parts: { positions: number[]; rows: Tensor }[] = [];
-    for (let done = 0; done < positions.length; ) {
+    for (let done = 0; done < positions.length;) {
       const image = Math.floor((from + done) / perImage);
       const offset = (from + done) % perImage;
       const take = Math.min(perImage - offset, positions.length - done);

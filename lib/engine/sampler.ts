@@ -18,7 +18,9 @@ export function sampleTokens(logits: Tensor, sequences: readonly Sequence[], dev
   return sequences.map((_, row): StepOutput => {
     const tokenId = ids[row]!;
     if (tokenId < 0) {
-      return { error: new QFormerError('FORMAT', 'the model produced NaN or no finite score; are its weights damaged?') };
+      return {
+        error: new QFormerError('FORMAT', 'the model produced NaN or no finite score; are its weights damaged?'),
+      };
     }
     const logprob = entries[row];
     return logprob === undefined ? { tokenId } : { tokenId, logprob };

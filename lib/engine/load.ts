@@ -1,0 +1,177 @@
+// Checkpoint folder → running engine: opens, maps, builds, sizes the KV pool. What it made is freed in reverse order, also
+// when loading fails half way. Runs in the worker; tests run it on their own thread.
+
+import { cpus } from 'node:os';
+import { QFormerError, describe } from '../errors.js';
+import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
+import type { VisionLanguageModel } from '../models/model.js';
+import { createModel } from '../models/registry.js';
+import { Weights } from '../models/weights.js';
+import { devices, getThreads, liveTensors, setThreads, type DeviceInfo } from '../tensor/index.js';
+import { Engine } from './engine.js';
+import { ImageEncoder } from './image-encoder.js';
+import { KvPool } from './kv-pool.js';
+import { PromptBuilder } from './prompt.js';
+import type { EngineInfo, EngineOptions, EngineStats, LoadProgress } from './protocol.js';
+import { ModelRunner } from './runner.js';
+
+const DEFAULT_BATCH_SIZE = 16;
+const DEFAULT_STEP_TOKENS = 512;
+const DEFAULT_IMAGE_CACHE_BYTES = 256 * 2 ** 20;
+/** Share of the free memory that the KV pool takes by default at most. */
+const KV_SHARE = 0.25;
+
+/** An engine with everything it stands on. */
+export interface LoadedEngine {
+  engine: Engine;
+  prompts: PromptBuilder;
+  info: EngineInfo;
+  stats(): EngineStats;
+  dispose(): void;
+}
+
+/** Loads `options.dir`. Errors: INVALID_ARGUMENT, IO, FORMAT, UNSUPPORTED, DEVICE, OUT_OF_MEMORY, ABORTED. */
+export async function loadEngine(
+  options: EngineOptions,
+  { signal, onProgress }: { signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void } = {},
+): Promise<LoadedEngine> {
+  const limits = checkLimits(options);
+  const device = chooseDevice(options.device ?? 'auto');
+  if (options.threads !== undefined) setThreads(options.threads);
+  const checkpoint = openCheckpoint(options.dir);
+  onProgress?.({ phase: 'open', loaded: 0, total: checkpoint.bytes });
+  const prompts = new PromptBuilder(checkpoint);
+  const weights = new Weights(checkpoint, { device: device.name, dtype: options.dtype ?? 'auto' });
+  const model = createModel(checkpoint, weights);
+  await weights.load({
+    ...(signal && { signal }),
+    onProgress: ({ loaded, total }) => onProgress?.({ phase: 'weights', loaded, total }),
+  });
+  const disposers = [() => model.dispose()];
+  try {
+    const loaded = assemble(options, limits, checkpoint, model, device, disposers);
+    onProgress?.({ phase: 'ready', loaded: checkpoint.bytes, total: checkpoint.bytes });
+    return { ...loaded, prompts, dispose: () => disposeAll(disposers) };
+  } catch (error) {
+    disposeAll(disposers);
+    throw error;
+  }
+}
+
+interface Limits {
+  maxBatchSize: number;
+  maxStepTokens: number;
+  imageCacheBytes: number;
+}
+
+function assemble(
+  options: EngineOptions,
+  limits: Limits,
+  checkpoint: Checkpoint,
+  model: VisionLanguageModel,
+  device: DeviceInfo,
+  disposers: (() => void)[],
+): Pick<LoadedEngine, 'engine' | 'info' | 'stats'> {
+  const kvPool = new KvPool(model.languageModel, {
+    device: device.name,
+    dtype: options.kvCacheDtype ?? 'f32',
+    ...(options.kvCacheTokens !== undefined && { tokens: options.kvCacheTokens }),
+    maxBatchSize: limits.maxBatchSize,
+    maxBytes: device.freeMemory * KV_SHARE,
+  });
+  disposers.push(() => kvPool.dispose());
+  const { preprocessor } = checkpoint;
+  const imageEncoder =
+    preprocessor === undefined || model.imageTokens === undefined
+      ? undefined
+      : new ImageEncoder(model, preprocessor, device.name, limits.imageCacheBytes);
+  const maxPositions = model.languageModel.maxPositions;
+  const maxContext = Math.min(maxPositions, kvPool.numBlocks * kvPool.blockSize);
+  const runner = new ModelRunner({
+    model,
+    kvPool,
+    device: device.name,
+    maxContext,
+    ...(imageEncoder && { imageEncoder }),
+  });
+  disposers.push(() => runner.dispose());
+  const { numBlocks, blockSize } = kvPool;
+  const { prefixCache = true } = options;
+  const engine = new Engine(runner, { numBlocks, blockSize, maxPositions, prefixCache, ...limits });
+  const stats = (): EngineStats => ({
+    ...engine.stats,
+    blocksInUse: engine.blocks.inUse,
+    blocksTotal: numBlocks,
+    liveTensors: liveTensors(),
+  });
+  return { engine, stats, info: describeEngine(options, limits, checkpoint, device, kvPool, engine) };
+}
+
+function describeEngine(
+  options: EngineOptions,
+  limits: Limits,
+  { config, generation, bytes, tensors }: Checkpoint,
+  device: DeviceInfo,
+  kvPool: KvPool,
+  engine: Engine,
+): EngineInfo {
+  const largest = [...tensors.values()].reduce((best, entry) => (entry.bytes > best.bytes ? entry : best));
+  const { dtype = 'auto' } = options;
+  return {
+    dir: options.dir,
+    modelType: config.modelType,
+    config,
+    generation,
+    device: device.name,
+    deviceName: device.device,
+    level: device.level,
+    threads: device.name === 'cpu' ? getThreads() : cpus().length,
+    dtype: dtype === 'auto' ? largest.dtype.toLowerCase() : dtype,
+    weightBytes: bytes,
+    kvCacheTokens: kvPool.numBlocks * kvPool.blockSize,
+    kvCacheBytes: kvPool.bytes,
+    maxBatchSize: limits.maxBatchSize,
+    maxContext: engine.maxContext,
+    supportsImages: config.vision !== undefined,
+  };
+}
+
+function chooseDevice(wanted: string): DeviceInfo {
+  const all = devices();
+  const isCuda = ({ name }: DeviceInfo): boolean => name.startsWith('cuda:');
+  const found =
+    wanted === 'auto'
+      ? (all.find(isCuda) ?? all.find(({ name }) => name === 'cpu'))
+      : all.find(({ name }) => name === (wanted === 'cuda' ? 'cuda:0' : wanted));
+  if (found !== undefined) return found;
+  const names = all.map(({ name }) => name);
+  const message = `device ${describe(wanted)} is not available (found: ${names.join(', ')})`;
+  throw new QFormerError('DEVICE', message, { device: wanted, available: names });
+}
+
+function checkLimits(options: EngineOptions): Limits {
+  const count = (name: keyof EngineOptions, fallback: number, low: number): number => {
+    const value = options[name] ?? fallback;
+    if (typeof value === 'number' && Number.isSafeInteger(value) && value >= low && value < 2 ** 31) return value;
+    const message = `${name} must be an integer of at least ${low}, got ${describe(value)}`;
+    throw new QFormerError('INVALID_ARGUMENT', message, { option: name });
+  };
+  const oneOf = (name: keyof EngineOptions, allowed: readonly string[]): void => {
+    const value = options[name];
+    if (value === undefined || allowed.includes(value as string)) return;
+    const message = `${name} must be one of ${allowed.join(', ')}, got ${describe(value)}`;
+    throw new QFormerError('INVALID_ARGUMENT', message, { option: name, allowed });
+  };
+  oneOf('dtype', ['auto', 'f32', 'f16', 'bf16']);
+  oneOf('kvCacheDtype', ['f32', 'f16', 'bf16']);
+  if (options.threads !== undefined) count('threads', 1, 1);
+  return {
+    maxBatchSize: count('maxBatchSize', DEFAULT_BATCH_SIZE, 1),
+    maxStepTokens: count('maxStepTokens', DEFAULT_STEP_TOKENS, 1),
+    imageCacheBytes: count('imageCacheBytes', DEFAULT_IMAGE_CACHE_BYTES, 0),
+  };
+}
+
+function disposeAll(disposers: (() => void)[]): void {
+  for (const dispose of disposers.splice(0).reverse()) dispose();
+}

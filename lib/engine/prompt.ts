@@ -1,0 +1,113 @@
+// A request as it arrives → a Sequence: tokenised prompt with image placeholders, the ids the Q-Former reads, digests of the
+// pictures, resolved options. Layouts as the processors make them: image placeholders come first, even before bos; a prompt
+// that already holds them all is taken as it is; checkpoints without a placeholder id get the same layout.
+
+import { createHash } from 'node:crypto';
+import { QFormerError, describe } from '../errors.js';
+import type { Checkpoint } from '../io/checkpoint.js';
+import { IncrementalDetokenizer } from '../io/detokenizer.js';
+import { TextTokenizer } from '../io/tokenizer.js';
+import { placeImageTokens } from '../models/blip2.js';
+import { resolveParams } from './params.js';
+import type { EngineRequest, RequestImage } from './protocol.js';
+import { Sequence, type SequenceImage } from './sequence.js';
+
+/** Makes sequences for one checkpoint. */
+export class PromptBuilder {
+  readonly #checkpoint: Checkpoint;
+  readonly #tokenizer: TextTokenizer;
+  readonly #qformerTokenizer: TextTokenizer | undefined;
+
+  /** Loads the tokenizers. Errors: IO, FORMAT. */
+  constructor(checkpoint: Checkpoint) {
+    this.#checkpoint = checkpoint;
+    this.#tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);
+    const { qformerTokenizerDir } = checkpoint;
+    this.#qformerTokenizer = qformerTokenizerDir === undefined ? undefined : TextTokenizer.load(qformerTokenizerDir);
+  }
+
+  /** Errors: INVALID_ARGUMENT (options, an empty or too long prompt, pixels, invalid UTF-16), UNSUPPORTED (images). `maxContext` and `arrival`: see Engine and Sequence. */
+  build(id: number, request: EngineRequest, maxContext: number, arrival: number): Sequence {
+    const { config, generation } = this.#checkpoint;
+    const params = resolveParams(request.params, generation);
+    const images = (request.images ?? []).map(checkImage);
+    if (images.length > 0 && config.vision === undefined) {
+      throw new QFormerError('UNSUPPORTED', `a ${config.modelType} model reads no images`);
+    }
+    const ids = this.#promptIds(request.prompt, images.length > 0, maxContext);
+    const placed = placeImageTokens(config, ids, images.length);
+    return new Sequence({
+      id,
+      promptTokens: config.imageTokenId === undefined ? withoutIds(placed.ids, placed.imageRows) : placed.ids,
+      imagePositions: placed.imageRows,
+      images,
+      ...(images.length > 0 && this.#instruction(request)),
+      params,
+      eosTokenIds: generation.eosTokenIds,
+      badWordIds: params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
+      detokenizer: new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
+      arrival,
+    });
+  }
+
+  #promptIds(prompt: string | readonly number[], hasImages: boolean, maxContext: number): number[] {
+    const { config } = this.#checkpoint;
+    if (typeof prompt === 'string') {
+      // Without any text the reference starts from bos alone, which need not be what the tokenizer puts in front.
+      if (prompt === '' && hasImages && config.text.bosTokenId !== undefined) return [config.text.bosTokenId];
+      if (prompt !== '') return this.#tokenizer.encode(prompt, { maxTokens: maxContext });
+    } else if (Array.isArray(prompt)) {
+      const wrong = prompt.find((id) => !Number.isSafeInteger(id) || id < 0 || id >= config.text.vocabSize);
+      if (wrong !== undefined) {
+        const message = `token ids must be integers in [0, ${config.text.vocabSize}), got ${describe(wrong)}`;
+        throw new QFormerError('INVALID_ARGUMENT', message);
+      }
+      if (prompt.length > 0 || hasImages) return [...prompt];
+    } else {
+      throw new QFormerError('INVALID_ARGUMENT', `prompt must be a string or token ids, got ${describe(prompt)}`);
+    }
+    if (hasImages) return this.#tokenizer.encode('');
+    throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
+  }
+
+  /** What the Q-Former reads: as LAVIS, a text beyond its positions loses its beginning. */
+  #instruction({ prompt, instruction }: EngineRequest): { instructionIds?: number[] } {
+    const tokenizer = this.#qformerTokenizer;
+    if (tokenizer === undefined) return {};
+    const own = typeof prompt === 'string' ? prompt : this.#tokenizer.decode(prompt, { skipSpecialTokens: true });
+    const ids = tokenizer.encode(instruction ?? own);
+    const excess = ids.length - this.#checkpoint.config.qformer!.maxPositionEmbeddings;
+    if (excess > 0) ids.splice(1, excess); // behind [CLS]
+    return { instructionIds: ids };
+  }
+
+  /** A word's ids with and without a space in front, since it may follow either. */
+  #spellings(word: string): number[][] {
+    const bare = this.#tokenizer.encode(word, { addSpecialTokens: false });
+    const spaced = this.#tokenizer.encode(` ${word.trimStart()}`, { addSpecialTokens: false });
+    const spellings = bare.join() === spaced.join() ? [bare] : [bare, spaced];
+    return spellings.filter((ids) => ids.length > 0);
+  }
+}
+
+function checkImage(image: RequestImage): SequenceImage {
+  const { data, width, height } = image;
+  const isSize = (n: number): boolean => Number.isSafeInteger(n) && n > 0;
+  if (!isSize(width) || !isSize(height)) {
+    throw new QFormerError('INVALID_ARGUMENT', `image size must be positive integers, got ${width} × ${height}`);
+  }
+  if (!(data instanceof Uint8Array) || data.length !== width * height * 3) {
+    const found = data instanceof Uint8Array ? `${data.length} bytes` : describe(data);
+    const message = `an RGB image of ${width} × ${height} has ${width * height * 3} bytes, got ${found}`;
+    throw new QFormerError('INVALID_ARGUMENT', message);
+  }
+  const digest = createHash('sha256').update(`${width}x${height}:`).update(data).digest('base64');
+  return { digest, data, width, height };
+}
+
+/** The legacy layout has no id for an image row: -1 is in no vocabulary, so penalties and n-grams never see it. */
+function withoutIds(ids: readonly number[], rows: readonly number[]): number[] {
+  const result = [...ids];
+  for (const row of rows) result[row] = -1;
+  return result;
+}

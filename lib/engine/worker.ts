@@ -1,0 +1,124 @@
+// The worker thread: loads the engine, then turns messages into requests and steps into one message each. While there is
+// work it reads its port without waiting before every step, so that an abort takes effect at the next one; otherwise it
+// sleeps. Nothing thrown for a request's sake leaves its handler: it becomes that request's error.
+
+import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
+import { QFormerError } from '../errors.js';
+import { liveTensors } from '../tensor/index.js';
+import type { EngineEvent } from './engine.js';
+import { loadEngine, type LoadedEngine } from './load.js';
+import {
+  serializeError,
+  type FromWorker,
+  type LoadProgress,
+  type RequestEvent,
+  type ToWorker,
+  type WorkerInit,
+} from './protocol.js';
+
+/** Between two progress messages of one phase, ms; the event loop of the main thread is not ours to fill. */
+const PROGRESS_MS = 30;
+/** How often the abort flag is looked at while loading, ms. */
+const ABORT_POLL_MS = 10;
+
+class EngineWorker {
+  readonly #refused: RequestEvent[] = [];
+  #scheduled = false;
+  #closed = false;
+
+  constructor(
+    private readonly port: MessagePort,
+    private readonly loaded: LoadedEngine,
+  ) {
+    this.port.on('message', (message: ToWorker) => {
+      this.#receive(message);
+      this.#schedule();
+    });
+  }
+
+  #schedule(): void {
+    if (this.#closed || this.#scheduled || !(this.loaded.engine.hasWork || this.#refused.length > 0)) return;
+    this.#scheduled = true;
+    setImmediate(() => this.#turn());
+  }
+
+  #turn(): void {
+    this.#scheduled = false;
+    for (let next = receiveMessageOnPort(this.port); next !== undefined; next = receiveMessageOnPort(this.port)) {
+      this.#receive(next.message as ToWorker);
+    }
+    if (this.#closed) return;
+    const events = [...this.#refused.splice(0), ...this.loaded.engine.step().map(toMessage)];
+    if (events.length > 0) this.#post({ type: 'step', events });
+    this.#schedule();
+  }
+
+  #receive(message: ToWorker): void {
+    const { engine, prompts, stats } = this.loaded;
+    switch (message.type) {
+      case 'request':
+        try {
+          engine.add(prompts.build(message.id, message.request, engine.maxContext, performance.now()));
+        } catch (error) {
+          this.#refused.push({ type: 'error', id: message.id, error: serializeError(error) });
+        }
+        return;
+      case 'abort':
+        return engine.abort(message.id);
+      case 'stats':
+        return this.#post({ type: 'stats', id: message.id, stats: stats() });
+      case 'shutdown':
+        return this.#shutdown();
+    }
+  }
+
+  #shutdown(): void {
+    this.loaded.dispose();
+    this.#post({ type: 'closed', liveTensors: liveTensors() });
+    this.#closed = true;
+    this.port.close();
+  }
+
+  #post(message: FromWorker): void {
+    this.port.postMessage(message);
+  }
+}
+
+function toMessage(event: EngineEvent): RequestEvent {
+  return event.type === 'error' ? { ...event, error: serializeError(event.error) } : event;
+}
+
+/** Posts progress, not more often than every PROGRESS_MS but always the last of a phase. */
+function progressPoster(port: MessagePort): (progress: LoadProgress) => void {
+  let last = -Infinity;
+  return (progress) => {
+    const now = performance.now();
+    if (progress.phase === 'weights' && progress.loaded < progress.total && now - last < PROGRESS_MS) return;
+    last = now;
+    port.postMessage({ type: 'progress', progress } satisfies FromWorker);
+  };
+}
+
+async function main(port: MessagePort, { options, abortFlag }: WorkerInit): Promise<void> {
+  const flag = new Int32Array(abortFlag);
+  const controller = new AbortController();
+  const poll = setInterval(() => Atomics.load(flag, 0) !== 0 && controller.abort(), ABORT_POLL_MS);
+  try {
+    const { signal } = controller;
+    const loaded = await loadEngine(options, { signal, onProgress: progressPoster(port) });
+    if (Atomics.load(flag, 0) !== 0) {
+      loaded.dispose();
+      throw new QFormerError('ABORTED', 'loading was aborted');
+    }
+    new EngineWorker(port, loaded);
+    port.postMessage({ type: 'ready', info: loaded.info } satisfies FromWorker);
+  } catch (error) {
+    port.postMessage({ type: 'failed', error: serializeError(error) } satisfies FromWorker);
+    port.close();
+  } finally {
+    clearInterval(poll);
+  }
+}
+
+if (parentPort === null) throw new QFormerError('INTERNAL', 'this file is the engine worker, not a module to import');
+void main(parentPort, workerData as WorkerInit);
