@@ -1,7 +1,6 @@
 // The reference models through the whole engine: greedy ids exactly as transformers gives them, alone, batched with others,
 // chunked, preempted, from the prefix cache and from recorded graphs; log-probabilities within the fixture's tolerance.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { GenerateParams } from '../lib/engine/params.js';
 import type { SequenceImage } from '../lib/engine/sequence.js';
 import { liveTensors } from '../lib/tensor/index.js';
 import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './engine-models.js';
@@ -128,15 +127,6 @@ describe.each([
       }
     });
   });
-});
-
-describe('options of the reference', () => {
-  const { json, tensors } = readFixture<{ cases: (FixtureCase & { prefix: string })[] }>(VICUNA);
-  const cases: [string, GenerateParams, number[]?][] = [
-    ['opt_repetition_penalty', { repetitionPenalty: 1.5 }],
-    ['opt_no_repeat_ngram', { noRepeatNgramSize: 2 }],
-  ];
-  it('exist in the fixture', () => expect(json.cases.length + tensors.size + cases.length).toBeGreaterThan(0));
 });
 
 describe('image features', () => {
