@@ -11,6 +11,7 @@ interface SamplingCase {
   n_tokens: number;
   n_generated: number;
   num_beams: number;
+  input_is_log_softmax: boolean;
 }
 
 const { cases } = readJson<{ cases: SamplingCase[] }>('sampling', 'expected.json');
@@ -53,7 +54,8 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
         const ids = goldens.ids(`${c.prefix}input_ids`);
         const banned = bannedIds(c, ids);
         const { shape, data } = goldens.get(`${c.prefix}logits`);
-        const logits = Tensor.fromArray(Float32Array.from(data), [1, shape[0]!], { device });
+        const raw = Tensor.fromArray(Float32Array.from(data), [1, shape[0]!], { device });
+        const logits = c.input_is_log_softmax ? ops.logSoftmax(raw) : raw;
         ops.penalizeLogits(logits, {
           history: i32(ids),
           cuHistory: i32([0, ids.length]),

@@ -34,7 +34,7 @@ describe('a tensor', () => {
   it.each(['f16', 'bf16'] as const)('rounds to the nearest even when cast to %s', (dtype) => {
     // the midpoint between two neighbours goes to the one whose last bit is 0, just above it to the upper one
     const step = dtype === 'f16' ? 2 ** -10 : 2 ** -7;
-    const values = [1 + step / 2, 1 + 1.5 * step, 1 + 0.500001 * step, -1 - step / 2];
+    const values = [1 + step / 2, 1 + 1.5 * step, 1 + 0.51 * step, -1 - step / 2];
     using x = Tensor.fromArray(values, [4]);
     using y = x.cast(dtype);
     expect([...y.toFloat32()]).toEqual([1, 1 + 2 * step, 1 + step, -1]);

@@ -22,20 +22,17 @@ void* allocate_bytes(Device& device, int64_t bytes) {
 
 }  // namespace
 
-Storage::Storage(Device& device, void* data, int64_t bytes, bool read_only)
-    : device(device), data(data), bytes(bytes), read_only(read_only) {}
-
 std::shared_ptr<Storage> Storage::allocate(Device& device, int64_t bytes) {
   if (bytes > kMaxBytes) fail(ErrorCode::kOutOfMemory, "a tensor of %lld bytes is too large", static_cast<long long>(bytes));
   Graph* graph = Graph::recording();
   void* data = graph != nullptr ? graph->pool()->take(device, bytes) : allocate_bytes(device, bytes);
-  std::shared_ptr<Storage> storage(new Storage(device, data, bytes, false));
+  auto storage = std::make_shared<Storage>(Key{}, device, data, bytes, false);
   if (graph != nullptr) storage->pool_ = graph->pool();
   return storage;
 }
 
 std::shared_ptr<Storage> Storage::borrow(Device& device, const void* data, int64_t bytes, std::shared_ptr<void> owner) {
-  std::shared_ptr<Storage> storage(new Storage(device, const_cast<void*>(data), bytes, true));
+  auto storage = std::make_shared<Storage>(Key{}, device, const_cast<void*>(data), bytes, true);
   storage->owner_ = std::move(owner);
   return storage;
 }

@@ -41,7 +41,11 @@ class GraphPool;
 
 // A block of device memory, or a borrowed one whose owner is kept alive.
 class Storage {
+  struct Key {};  // makes the constructor unusable outside, yet open to make_shared
+
  public:
+  Storage(Key, Device& device, void* data, int64_t bytes, bool read_only)
+      : device(device), data(data), bytes(bytes), read_only(read_only) {}
   // Allocates; from the pool of the graph being recorded on this thread, if any. OUT_OF_MEMORY.
   static std::shared_ptr<Storage> allocate(Device& device, int64_t bytes);
   // Wraps host memory (a mapped file) that stays valid as long as `owner` lives.
@@ -59,7 +63,6 @@ class Storage {
   bool belongs_to(const GraphPool* pool) const { return pool != nullptr && pool_.get() == pool; }
 
  private:
-  Storage(Device& device, void* data, int64_t bytes, bool read_only);
   std::shared_ptr<void> owner_;      // set when borrowed
   std::shared_ptr<GraphPool> pool_;  // set when made while recording
 };

@@ -7,7 +7,7 @@ namespace qformer::napi {
 Handle Environment::add(Tensor tensor) {
   const Handle handle = tensors_.add(Owned{std::move(tensor), scope_depth()});
   if (handle == 0) fail(ErrorCode::kOutOfMemory, "%lld tensors are live: dispose some", static_cast<long long>(kMaxSlots));
-  if (!scopes_.empty()) scopes_.back().push_back(handle);
+  if (depth_ > 0) innermost().push_back(handle);
   return handle;
 }
 
@@ -19,23 +19,27 @@ Tensor& Environment::tensor(Handle handle) {
 
 void Environment::dispose(Handle handle) { tensors_.remove(handle); }
 
-void Environment::open_scope() { scopes_.emplace_back(); }
+void Environment::open_scope() {
+  if (static_cast<size_t>(depth_) == scopes_.size()) scopes_.emplace_back();
+  ++depth_;
+}
 
 void Environment::close_scope(const std::vector<Handle>& kept) {
-  if (scopes_.empty()) fail(ErrorCode::kInternal, "no scope is open");
-  const int64_t depth = scope_depth();
-  const std::vector<Handle> made = std::move(scopes_.back());
-  scopes_.pop_back();
+  if (depth_ == 0) fail(ErrorCode::kInternal, "no scope is open");
+  const int64_t depth = depth_;
+  std::vector<Handle>& made = innermost();
+  --depth_;
   for (Handle handle : kept) {
     Owned* owned = tensors_.find(handle);
     if (owned == nullptr || owned->scope != depth) continue;
     owned->scope = depth - 1;
-    if (!scopes_.empty()) scopes_.back().push_back(handle);
+    if (depth_ > 0) innermost().push_back(handle);
   }
   for (Handle handle : made) {
     const Owned* owned = tensors_.find(handle);
     if (owned != nullptr && owned->scope == depth) tensors_.remove(handle);
   }
+  made.clear();
 }
 
 void Environment::keep(Handle handle) {

@@ -30,7 +30,7 @@ class Environment {
   void close_scope(const std::vector<Handle>& kept);
   // Takes a tensor out of its scope: it lives until it is disposed.
   void keep(Handle handle);
-  int64_t scope_depth() const { return static_cast<int64_t>(scopes_.size()); }
+  int64_t scope_depth() const { return depth_; }
 
   Slots<std::shared_ptr<Graph>> graphs;
   Slots<std::shared_ptr<MappedFile>> files;
@@ -42,7 +42,10 @@ class Environment {
     int64_t scope;  // depth of the owning scope, 0: kept
   };
   Slots<Owned> tensors_;
+  // The handles made in each open scope, [0, depth_); lists beyond keep their memory for the next scope.
   std::vector<std::vector<Handle>> scopes_;
+  int64_t depth_ = 0;
+  std::vector<Handle>& innermost() { return scopes_[static_cast<size_t>(depth_ - 1)]; }
 };
 
 }  // namespace qformer::napi
