@@ -1,11 +1,12 @@
-// Sampling on logits: penalties in place, the warpers (temperature, top-k, top-p, min-p) and the draw of one token per row.
-// Rows are independent jobs; within a row every sum has one fixed order, so a draw is a function of (scores, seed, step).
+// Sampling on logits: penalties in place, the warpers (temperature, top-k, top-p, min-p) and the draw of one token per
+// row. Rows are independent jobs; within a row every sum has one fixed order, so a draw is a function of (scores, seed,
+// step).
 //
 // The draw, for a backend that must agree: w[i] = exp(score[i] - max) in f32; ids are cut into chunks of 256; a chunk's
-// mass is the f64 sum of its w in id order, the total the f64 sum of the chunks in order. u = (word0 + 0.5) * 2^-32 (see
-// philox.h). The token is the first id at which the running mass (chunks before it, then its own chunk's w in order)
-// exceeds u * total, and the last id with w > 0 where rounding leaves none.
-// Source: Holtzman et al. 2020 (top-p); transformers' logits processors (the order and the ties).
+// mass is the f64 sum of its w in id order, the total the f64 sum of the chunks in order. u = (word0 + 0.5) * 2^-32
+// (see philox.h). The token is the first id at which the running mass (chunks before it, then its own chunk's w in
+// order) exceeds u * total, and the last id with w > 0 where rounding leaves none. Source: Holtzman et al. 2020
+// (top-p); transformers' logits processors (the order and the ties).
 
 #include <algorithm>
 #include <cmath>
