@@ -115,14 +115,13 @@ describe.each([
       for (const { request, ids, logprobs } of references) {
         engine.add(idsSequence(1, model, { ...request, params: { ...request.params, logprobs: 3 } }));
         const result = finishAll(engine).get(1)!.logprobs!;
-        const vocab = logprobs!.length / ids.length;
+        expect(logprobs).toHaveLength(ids.length);
         result.forEach(({ tokenId, logprob, top }, step) => {
-          const expected = logprobs!.slice(step * vocab, (step + 1) * vocab);
-          // 1e-3: what the fixture allows for logits; a log-softmax moves by no more than twice that.
-          expect(Math.abs(logprob - expected[tokenId]!)).toBeLessThan(2e-3);
+          // The fixture allows 1e-3 for logits; a log-softmax moves by no more than twice that.
+          expect(Math.abs(logprob - logprobs![step]!)).toBeLessThan(2e-3);
           expect(top).toHaveLength(3);
           expect(top![0]).toEqual({ tokenId, logprob });
-          for (const entry of top!) expect(Math.abs(entry.logprob - expected[entry.tokenId]!)).toBeLessThan(2e-3);
+          expect(top![1]!.logprob).toBeLessThan(logprob);
         });
       }
     });
