@@ -139,11 +139,7 @@ int32_t draw(const float* row, int64_t vocab, float max, double u) {
 int32_t sample_row(const QfSample& a, int64_t b) {
   const float* row = a.scores + b * a.vocab;
   const float max = a.vocab > 0 ? kernels().softmax.row_max(row, a.vocab) : kDropped;
-  if (std::isnan(max) || max == kDropped) return -1;
-  if (max > std::numeric_limits<float>::max()) {
-    const bool finite = std::any_of(row, row + a.vocab, [](float score) { return std::isfinite(score); });
-    return finite ? first_equal(row, a.vocab, max) : -1;
-  }
+  if (!std::isfinite(max)) return -1;
   if (!(a.temperature[b] > 0.0f)) return first_equal(row, a.vocab, max);
   const auto* seed = a.seed + b * 2;
   return draw(row, a.vocab, max,
