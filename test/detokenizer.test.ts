@@ -111,7 +111,10 @@ describe('a prompt', () => {
     const [prompt, answer] = [tokenizer.encode('one'), tokenizer.encode('two', { addSpecialTokens: false })];
     const after = new IncrementalDetokenizer(tokenizer, { promptIds: prompt });
     const alone = new IncrementalDetokenizer(tokenizer);
-    for (const id of answer) [after.push(id), alone.push(id)];
+    for (const id of answer) {
+      after.push(id);
+      alone.push(id);
+    }
     expect([after.text, alone.text]).toEqual([' two', 'two']);
   });
 });

@@ -3,7 +3,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { LanguageModel, VisionLanguageModel } from '../lib/models/model.js';
-import { Llama } from '../lib/models/llama.js';
+import type { Llama } from '../lib/models/llama.js';
 import { rotaryFrequencies } from '../lib/nn/rotary.js';
 import { record, scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';

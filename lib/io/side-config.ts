@@ -3,7 +3,7 @@
 // Facts: BlipImageProcessor resizes straight to a square with bicubic, rescales by 1/255 and normalises with CLIP's constants.
 
 import { QFormerError } from '../errors.js';
-import { JsonFields } from './json-fields.js';
+import type { JsonFields } from './json-fields.js';
 import { BOUNDS, parseTokenId, parseTokenIds } from './model-fields.js';
 
 /** Decoding defaults a checkpoint recommends; absent entries are the engine's to choose. */
