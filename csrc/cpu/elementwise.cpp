@@ -1,6 +1,7 @@
 // Elementwise ops: binary with row broadcast, activation with scale and shift, strided copy with conversion.
 // Each splits its elements into runs of at most kRun along the last axis; runs are the jobs, whatever the shape.
-// Traffic: every element read once and written once; a copy whose last axis is strided goes through a buffer of 64 elements.
+// Traffic: every element read once and written once; a copy whose last axis is strided goes through a buffer of 64
+// elements.
 
 #include <algorithm>
 #include <cstring>

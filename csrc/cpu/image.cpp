@@ -1,7 +1,7 @@
-// Image preprocessing: Pillow's bicubic resize and the pixel normalisation, both bit for bit (they decide parity with the
-// reference, so they are integers and table look-ups).
-// Traffic: the source is read once; the intermediate [rows needed, out_width, 3] u8 is written and read once.
-// Source: Pillow libImaging/Resample.c (behaviour), Hugging Face BlipImageProcessor.
+// Image preprocessing: Pillow's bicubic resize and the pixel normalisation, both bit for bit (they decide parity with
+// the reference, so they are integers and table look-ups). Traffic: the source is read once; the intermediate [rows
+// needed, out_width, 3] u8 is written and read once. Source: Pillow libImaging/Resample.c (behaviour), Hugging Face
+// BlipImageProcessor.
 
 #include <algorithm>
 #include <cstring>

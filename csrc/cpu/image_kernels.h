@@ -1,7 +1,7 @@
 // Per-ISA part of the image family: the two passes of the bit-exact bicubic resize.
-// Horizontal: 16 source rows are transposed to [column][channel][row], so that a tap is one widening multiply-add over 16
-// rows; vertical: a tap is a multiply-add over a strip of a row. Integers only, so every instruction set gives the same
-// bytes. Traffic: source read once, intermediate [rows, out_width, 3] u8 written and read once.
+// Horizontal: 16 source rows are transposed to [column][channel][row], so that a tap is one widening multiply-add over
+// 16 rows; vertical: a tap is a multiply-add over a strip of a row. Integers only, so every instruction set gives the
+// same bytes. Traffic: source read once, intermediate [rows, out_width, 3] u8 written and read once.
 #pragma once
 
 #include "kernels.h"

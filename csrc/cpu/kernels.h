@@ -1,9 +1,11 @@
-// The table of kernels of one instruction set. Each family owns one struct of function pointers, filled by its *_kernels.h,
-// which kernel_set.h compiles once per instruction set. Families call `kernels().FAMILY.function(...)` inside parallel_for.
+// The table of kernels of one instruction set. Each family owns one struct of function pointers, filled by its
+// *_kernels.h, which kernel_set.h compiles once per instruction set. Families call `kernels().FAMILY.function(...)`
+// inside parallel_for.
 #pragma once
 
 #include <stdint.h>
 
+#include "attention_job.h"
 #include "backend/backend.h"
 
 namespace qformer::cpu {
@@ -19,10 +21,10 @@ struct DotKernels {
                int64_t ld_sums);
   // Packs tile `tile` of `tiles` (tile_m rows each, `rows` of them real) into `out`, which holds all tiles.
   void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out);
-  // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w: panel_bytes,
-  // waiting: tiles * tile_m * tile_n vectors.
-  void (*panel)(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k, void* packed_w,
-                float* waiting, float* sums, int64_t ld_sums);
+  // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w:
+  // panel_bytes, waiting: tiles * tile_m * tile_n vectors.
+  void (*panel)(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
+                void* packed_w, float* waiting, float* sums, int64_t ld_sums);
 };
 
 struct LinearKernels {
@@ -33,7 +35,16 @@ struct LinearKernels {
   void (*round_to_bf16)(const float* x, int64_t n, void* out);  // out: elements of bf16_products.x_size bytes
   void (*finish)(const float* sums, const float* bias, const float* residual, float* y, int64_t n, int32_t activation);
   void (*finish_gated)(const float* gate, const float* up, float* y, int64_t n, int32_t activation);
-  void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling, int32_t dtype);
+  void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,
+                   int32_t dtype);
+};
+
+// ---- norm ----
+struct NormKernels {
+  // y = (x - mean) / sqrt(var + eps) * weight + bias of one row
+  void (*layer_norm_row)(const float* x, const float* weight, const float* bias, float* y, int64_t cols, float eps);
+  // y = x / sqrt(mean(x²) + eps) * weight of one row
+  void (*rms_norm_row)(const float* x, const float* weight, float* y, int64_t cols, float eps);
 };
 
 // ---- softmax ----
@@ -44,6 +55,18 @@ struct SoftmaxKernels {
   float (*row_max)(const float* x, int64_t n);
   // y = exp(x - shift)
   void (*exp_shifted)(const float* x, float shift, float* y, int64_t n);
+};
+
+// ---- rope ----
+struct RopeKernels {
+  // x, y: [heads, head_dim] of one token; cosine, sine: [head_dim / 2]
+  void (*rope_token)(const float* x, const float* cosine, const float* sine, float* y, int64_t heads, int64_t head_dim);
+};
+
+// ---- attention ----
+struct AttentionKernels {
+  // workspace: attention_workspace_bytes, 64-byte aligned
+  void (*run)(const AttentionJob& job, float* workspace);
 };
 
 // ---- elementwise ----
@@ -80,13 +103,16 @@ struct CpuKernels {
   const char* level;  // as in QfDeviceInfo
   int32_t lanes;
   LinearKernels linear;
+  NormKernels norm;
   SoftmaxKernels softmax;
+  RopeKernels rope;
+  AttentionKernels attention;
   ElementwiseKernels elementwise;
   ImageKernels image;
 };
 
-// The table chosen when first asked: the best the CPU runs, or the one QFORMER_ISA names (scalar, avx2, avx512, avx512bf16,
-// neon). A name this CPU cannot run is ignored.
+// The table chosen when first asked: the best the CPU runs, or the one QFORMER_ISA names (scalar, avx2, avx512,
+// avx512bf16, neon). A name this CPU cannot run is ignored.
 const CpuKernels& kernels();
 
 // The table of that name, or null where this build or this CPU lacks it.

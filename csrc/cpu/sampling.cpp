@@ -1,11 +1,12 @@
-// Sampling on logits: penalties in place, the warpers (temperature, top-k, top-p, min-p) and the draw of one token per row.
-// Rows are independent jobs; within a row every sum has one fixed order, so a draw is a function of (scores, seed, step).
+// Sampling on logits: penalties in place, the warpers (temperature, top-k, top-p, min-p) and the draw of one token per
+// row. Rows are independent jobs; within a row every sum has one fixed order, so a draw is a function of (scores, seed,
+// step).
 //
 // The draw, for a backend that must agree: w[i] = exp(score[i] - max) in f32; ids are cut into chunks of 256; a chunk's
-// mass is the f64 sum of its w in id order, the total the f64 sum of the chunks in order. u = (word0 + 0.5) * 2^-32 (see
-// philox.h). The token is the first id at which the running mass (chunks before it, then its own chunk's w in order)
-// exceeds u * total, and the last id with w > 0 where rounding leaves none.
-// Source: Holtzman et al. 2020 (top-p); transformers' logits processors (the order and the ties).
+// mass is the f64 sum of its w in id order, the total the f64 sum of the chunks in order. u = (word0 + 0.5) * 2^-32
+// (see philox.h). The token is the first id at which the running mass (chunks before it, then its own chunk's w in
+// order) exceeds u * total, and the last id with w > 0 where rounding leaves none. Source: Holtzman et al. 2020
+// (top-p); transformers' logits processors (the order and the ties).
 
 #include <algorithm>
 #include <cmath>
@@ -138,11 +139,7 @@ int32_t draw(const float* row, int64_t vocab, float max, double u) {
 int32_t sample_row(const QfSample& a, int64_t b) {
   const float* row = a.scores + b * a.vocab;
   const float max = a.vocab > 0 ? kernels().softmax.row_max(row, a.vocab) : kDropped;
-  if (std::isnan(max) || max == kDropped) return -1;
-  if (max > std::numeric_limits<float>::max()) {
-    const bool finite = std::any_of(row, row + a.vocab, [](float score) { return std::isfinite(score); });
-    return finite ? first_equal(row, a.vocab, max) : -1;
-  }
+  if (!std::isfinite(max)) return -1;
   if (!(a.temperature[b] > 0.0f)) return first_equal(row, a.vocab, max);
   const auto* seed = a.seed + b * 2;
   return draw(row, a.vocab, max,

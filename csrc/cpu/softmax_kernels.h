@@ -1,5 +1,6 @@
-// Per-ISA part of the softmax family: softmax and log-softmax of one row, and the row maximum and shifted exponential that
-// sampling uses. Three passes over a row that stays in cache after the first; sums run in f32 lanes in one fixed order.
+// Per-ISA part of the softmax family: softmax and log-softmax of one row, and the row maximum and shifted exponential
+// that sampling uses. Three passes over a row that stays in cache after the first; sums run in f32 lanes in one fixed
+// order.
 #pragma once
 
 #include "kernels.h"
@@ -72,7 +73,8 @@ inline void softmax_row(const float* x, float* y, int64_t n, int32_t log) {
   const Vf inverse = broadcast(empty ? 1.0f : 1.0f / sum);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = n - i < kLanes ? n - i : kLanes;
-    const Vf value = log != 0 ? (load_partial(x + i, count) - offset) - logarithm : load_partial(y + i, count) * inverse;
+    const Vf value =
+        log != 0 ? (load_partial(x + i, count) - offset) - logarithm : load_partial(y + i, count) * inverse;
     store_partial(y + i, value, count);
   }
 }

@@ -1,6 +1,7 @@
 // Rows picked by id: embedding and gather (with widening to f32), scatter.
-// Ids are known only here, so they are all checked before the first row is written: a bad id leaves the output untouched.
-// Traffic: each row read once and written once; the copy is a memcpy, the widening the ISA's conversion kernel.
+// Ids are known only here, so they are all checked before the first row is written: a bad id leaves the output
+// untouched. Traffic: each row read once and written once; the copy is a memcpy, the widening the ISA's conversion
+// kernel.
 
 #include <cstring>
 

@@ -36,8 +36,8 @@ TEST("activations agree with their formulas in double") {
       for (size_t i = 0; i < x.size(); ++i) {
         const double v = x[i];
         const double act[] = {v, v * 0.5 * (1 + std::erf(v / std::sqrt(2.0))),
-                              v * 0.5 * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))), std::max(v, 0.0),
-                              v / (1 + std::exp(-v))};
+                              v * 0.5 * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))),
+                              std::max(v, 0.0), v / (1 + std::exp(-v))};
         // a few units in the last place of values up to 6
         CHECK_NEAR(y[i], act[kind] * 0.5 + 0.25, 2e-6);
       }

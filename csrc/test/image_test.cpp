@@ -52,19 +52,23 @@ void resize_line(const uint8_t* x, int64_t in, int64_t x_step, uint8_t* y, int64
 
 std::vector<uint8_t> resize_plainly(const std::vector<uint8_t>& x, int64_t height, int64_t width, int64_t out_height,
                                     int64_t out_width) {
-  std::vector<uint8_t> rows(static_cast<size_t>(height * out_width * 3)), y(static_cast<size_t>(out_height * out_width * 3));
+  std::vector<uint8_t> rows(static_cast<size_t>(height * out_width * 3)),
+      y(static_cast<size_t>(out_height * out_width * 3));
   for (int64_t r = 0; r < height; ++r) {
-    for (int c = 0; c < 3; ++c) resize_line(&x[r * width * 3 + c], width, 3, &rows[r * out_width * 3 + c], out_width, 3);
+    for (int c = 0; c < 3; ++c)
+      resize_line(&x[r * width * 3 + c], width, 3, &rows[r * out_width * 3 + c], out_width, 3);
   }
-  for (int64_t j = 0; j < out_width * 3; ++j) resize_line(&rows[j], height, out_width * 3, &y[j], out_height, out_width * 3);
+  for (int64_t j = 0; j < out_width * 3; ++j)
+    resize_line(&rows[j], height, out_width * 3, &y[j], out_height, out_width * 3);
   return y;
 }
 
 }  // namespace
 
 TEST("resizing equals the plain two-pass recipe for odd sizes, one-pixel inputs and both directions") {
-  const int64_t sizes[][4] = {{1, 1, 7, 5},     {1, 200, 56, 56}, {257, 1, 56, 56}, {77, 123, 56, 224}, {31, 450, 33, 19},
-                              {100, 17, 100, 5}, {9, 64, 30, 64},  {2, 3, 1, 1},     {40, 40, 41, 39}};
+  const int64_t sizes[][4] = {{1, 1, 7, 5},       {1, 200, 56, 56},  {257, 1, 56, 56},
+                              {77, 123, 56, 224}, {31, 450, 33, 19}, {100, 17, 100, 5},
+                              {9, 64, 30, 64},    {2, 3, 1, 1},      {40, 40, 41, 39}};
   uint64_t seed = 1;
   for (const auto& s : sizes) {
     const auto x = random_image(s[0], s[1], seed++);
@@ -86,7 +90,12 @@ TEST("a very long and thin image is resized without overflow") {
 TEST("pixels are rescaled in double, rounded once and normalised into planes") {
   const auto x = random_image(5, 7, 9);
   std::vector<float> y(105);
-  const QfNormalizeImage args = {x.data(), y.data(), 5, 7, 1.0 / 255, {0.48145466f, 0.4578275f, 0.40821073f},
+  const QfNormalizeImage args = {x.data(),
+                                 y.data(),
+                                 5,
+                                 7,
+                                 1.0 / 255,
+                                 {0.48145466f, 0.4578275f, 0.40821073f},
                                  {0.26862954f, 0.26130258f, 0.27577711f}};
   CHECK_EQ(cpu::normalize_image(0, &args), QF_OK);
   for (int c = 0; c < 3; ++c) {

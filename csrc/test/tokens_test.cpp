@@ -20,7 +20,8 @@ TEST("gathering copies rows of a strided table in the order of the ids") {
 
 TEST("gathering widens bf16 and f16 rows exactly") {
   const uint16_t bf16[] = {0x3f80, 0xc000, 0x0001, 0x7f80, 0x4049}, f16[] = {0x3c00, 0xc000, 0x0001, 0x7c00, 0x4248};
-  const float from_bf16[] = {1, -2, 0x1p-133f, INFINITY, 3.140625f}, from_f16[] = {1, -2, 0x1p-24f, INFINITY, 3.140625f};
+  const float from_bf16[] = {1, -2, 0x1p-133f, INFINITY, 3.140625f},
+              from_f16[] = {1, -2, 0x1p-24f, INFINITY, 3.140625f};
   const int32_t ids[] = {0};
   std::vector<float> y(5);
   const QfGatherRows first = {bf16, ids, y.data(), 1, 5, 1, 5, QF_BF16, QF_F32};

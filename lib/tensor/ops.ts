@@ -237,7 +237,7 @@ export function warpLogits(
 
 /**
  * One id per row: the arg max where temperature is 0, else drawn with Philox4x32-10 (key seed, counter step); −1 for a row with a
- * NaN or nothing finite. scores: [batch, vocab], temperature: [batch], seed: [batch, 2] i32, step: [batch] i32 → [batch] i32
+ * NaN, +∞ or nothing finite. scores: [batch, vocab], temperature: [batch], seed: [batch, 2] i32, step: [batch] i32 → [batch] i32
  */
 export function sample(scores: Tensor, options: { temperature: Tensor; seed: Tensor; step: Tensor }): Tensor {
   const temperature = handleOf('sample: temperature', options.temperature);

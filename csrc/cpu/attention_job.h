@@ -1,0 +1,39 @@
+// What one attention kernel call works on: some consecutive query tokens of one sequence and one kv head, with all the
+// query heads that share it. A "row" is one (token, head) pair: row r is token r / group, head r % group of the job.
+#pragma once
+
+#include <stdint.h>
+
+namespace qformer::cpu {
+
+inline constexpr int64_t kKeyBlock = 64;  // keys per step of the online softmax, at absolute multiples of 64
+inline constexpr int64_t kJobRows = 128;  // most rows of one job, unless one token alone has more
+
+// Tokens [first_token, last_token) see the same first key; the last one may differ per token.
+struct AttentionJob {
+  const float* q;  // token 0, first head of the job; tokens q_stride apart, heads head_dim apart
+  float* o;        // same, tokens o_stride apart
+  int64_t q_stride, o_stride;
+  int64_t tokens, group, head_dim;
+  int64_t first_key;          // of every token
+  const int32_t* key_limits;  // [tokens] one past the last key, not falling from token to token
+
+  // Key j is row `slot(j) * stride` (elements) of k and v; slot(j) = j where block_table is null,
+  // block_table[j / block_size] * block_size + j % block_size otherwise.
+  const void* k;
+  const void* v;
+  int64_t k_stride, v_stride;
+  const int32_t* block_table;
+  int64_t block_size;
+  int32_t dtype;  // f32 | f16 | bf16
+
+  float scale;
+};
+
+// Bytes of working memory a job of `rows` rows needs; every part is a multiple of 64 bytes.
+inline int64_t attention_workspace_bytes(int64_t rows, int64_t head_dim) {
+  const int64_t padded = (head_dim + 15) / 16 * 16;
+  return 4 * (2 * padded * kKeyBlock + rows * (2 * padded + 2)) + 8 * 64;
+}
+
+}  // namespace qformer::cpu
