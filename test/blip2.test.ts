@@ -2,9 +2,10 @@
 // and for BLIP-2 over a LLaMA; and how image rows find their place in a prompt.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Blip2, mergeImageTokens, placeImageTokens } from '../lib/models/blip2.js';
+import type { Blip2} from '../lib/models/blip2.js';
+import { mergeImageTokens, placeImageTokens } from '../lib/models/blip2.js';
 import type { ModelConfig } from '../lib/io/config.js';
-import { Llama } from '../lib/models/llama.js';
+import type { Llama } from '../lib/models/llama.js';
 import { scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, fixturePath, Goldens } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest, PagedSequences, withEditedCheckpoint } from './support/models.js';

@@ -110,18 +110,6 @@ const cases: [string, string, RegExp, () => unknown][] = [
         scale: 1,
       }),
   ],
-  [
-    'pagedAttention',
-    'INVALID_ARGUMENT',
-    /./,
-    () =>
-      ops.pagedAttention(f(3, 1, 8), f(2, 4, 1, 8), f(2, 4, 1, 8), {
-        cuSeqlensQ: packed(3),
-        blockTable: Tensor.fromArray([0], [1, 1], { dtype: 'i32' }),
-        contextLens: ids([2]),
-        scale: 1,
-      }),
-  ],
   ['embedding', 'INVALID_ARGUMENT', /7/, () => ops.embedding(ids([0, 7]), f(7, 2))],
   ['embedding', 'INVALID_ARGUMENT', /-1/, () => ops.embedding(ids([-1]), f(7, 2))],
   ['scatterRows', 'INVALID_ARGUMENT', /3/, () => ops.scatterRows(f(3, 2), ids([3]), f(1, 2))],

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Checkpoint } from '../lib/io/checkpoint.js';
 import type { ModelConfig } from '../lib/io/config.js';
 import { readSafetensorsHeader } from '../lib/io/safetensors.js';
-import { Blip2 } from '../lib/models/blip2.js';
+import type { Blip2 } from '../lib/models/blip2.js';
 import { QFormer, type QFormerMask } from '../lib/models/qformer.js';
 import { Weights } from '../lib/models/weights.js';
 import { runLayers } from '../lib/nn/sequences.js';

@@ -1,7 +1,7 @@
 // The vision tower against the reference, layer by layer, and its position interpolation against PyTorch's.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Blip2 } from '../lib/models/blip2.js';
+import type { Blip2 } from '../lib/models/blip2.js';
 import { resamplePositions } from '../lib/models/positions.js';
 import type { VisionTransformer } from '../lib/models/vit.js';
 import { runLayers } from '../lib/nn/sequences.js';

@@ -26,6 +26,12 @@ class OpFuzzer {
   Tensor i32(const Shape& shape) { return in_.tensor(device_, shape, QF_I32); }
   Tensor weight(const Shape& shape) { return in_.tensor(device_, shape, static_cast<int32_t>(in_.byte() % 3)); }
   int64_t dim(int64_t usual = 9) { return in_.extent(usual); }
+  // A product of extents, where a huge one would overflow before an op can refuse it.
+  static int64_t times(int64_t a, int64_t b) {
+    int64_t product = 0;
+    if (__builtin_mul_overflow(a, b, &product)) fail(ErrorCode::kShape, "too large for a fuzzer");
+    return product;
+  }
 
   // Now and then a tensor of another shape or a strided one takes the place of the right one.
   Tensor maybe_view(const Tensor& x) {
@@ -60,14 +66,14 @@ class OpFuzzer {
     fuzz::touch(ops::rope(f32(Shape{tokens, dim(4), d}), i32(Shape{tokens}), f32(Shape{d / 2})));
   }
   void attention() {
-    const int64_t kv_heads = dim(3), heads = kv_heads * dim(3), d = dim(40), batch = dim(4);
+    const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(40), batch = dim(4);
     const Tensor q = f32(Shape{dim(12), heads, d}), k = f32(Shape{dim(12), kv_heads, d}), v = f32(k.shape);
     fuzz::touch(ops::attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}), in_.number(),
                                static_cast<int32_t>(in_.byte() % 5), in_.extent(6)));
   }
   void paged() {
     const int64_t kv_heads = dim(3), d = dim(40), batch = dim(4);
-    const Tensor q = f32(Shape{dim(12), kv_heads * dim(3), d});
+    const Tensor q = f32(Shape{dim(12), times(kv_heads, dim(3)), d});
     const Shape cache{dim(6), dim(4), kv_heads, d};
     const auto dtype = static_cast<int32_t>(in_.byte() % 3);
     const Tensor k = in_.tensor(device_, cache, dtype), v = in_.tensor(device_, cache, dtype);
@@ -108,10 +114,10 @@ class OpFuzzer {
   }
   void patches() {
     const int64_t patch = dim(4), channels = dim(3), d = dim(20), gh = dim(3), gw = dim(3);
-    const Tensor pixels = f32(Shape{dim(2), channels, gh * patch, gw * patch});
+    const Tensor pixels = f32(Shape{dim(2), channels, times(gh, patch), times(gw, patch)});
     const Tensor bias = f32(Shape{d});
     fuzz::touch(ops::patch_embedding(pixels, weight(Shape{d, channels, patch, patch}), in_.byte() % 2 ? &bias : nullptr,
-                                     f32(Shape{d}), f32(Shape{1 + gh * gw, d}), in_.byte() % 2));
+                                     f32(Shape{d}), f32(Shape{1 + times(gh, gw), d}), in_.byte() % 2));
   }
   void lora() {
     const int64_t out = dim(20), in = dim(20), rank = dim(5);

@@ -25,7 +25,7 @@ class Input {
   // A small extent; rarely a negative or huge one, which ops must refuse.
   int64_t extent(int64_t usual) {
     const uint8_t choice = byte();
-    if (choice == 255) return int64_t{1} << (20 + byte() % 44);
+    if (choice == 255) return int64_t{1} << (40 + byte() % 23);  // beyond any memory
     if (choice == 254) return -static_cast<int64_t>(byte());
     return choice % (usual + 1);
   }

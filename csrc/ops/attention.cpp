@@ -15,7 +15,7 @@ int64_t check_cu_seqlens(const char* op, const char* name, const Tensor& x) {
 }
 
 void check_heads(const char* op, int64_t heads, int64_t kv_heads) {
-  if (kv_heads > 0 && heads % kv_heads == 0) return;
+  if (kv_heads > 0 && heads > 0 && heads % kv_heads == 0) return;
   fail(ErrorCode::kShape, "%s: %lld heads cannot share %lld kv heads", op, static_cast<long long>(heads),
        static_cast<long long>(kv_heads));
 }

@@ -1,0 +1,12 @@
+// Builds the harness into build-bench/, which git ignores: Node 20 cannot run TypeScript.
+import { defineConfig } from 'tsup';
+
+export default defineConfig({
+  entry: { main: 'bench/main.ts' },
+  format: ['esm'],
+  target: 'node20',
+  platform: 'node',
+  outDir: 'build-bench',
+  sourcemap: true,
+  silent: true,
+});
