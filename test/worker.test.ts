@@ -63,6 +63,54 @@ describe('answers of the reference', () => {
     await closed(client);
   });
 
+  it('are the same from a legacy checkpoint, which has no id for image rows', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'qformer-legacy-'));
+    try {
+      cpSync(VICUNA, dir, { recursive: true });
+      const config = JSON.parse(readFileSync(join(VICUNA, 'config.json'), 'utf8')) as Record<string, unknown>;
+      delete config.image_token_index;
+      writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
+      const client = await startClient(worker.url, dir);
+      expect(client.info.config.imageTokenId).toBeUndefined();
+      for (const { prompt, image: file, greedy_ids } of casesOf('instructblip-vicuna-tiny')) {
+        const params = { maxNewTokens: greedy_ids[0]!.length };
+        const { result } = await ask(client, { prompt: prompt!, images: [await image(file!)], params });
+        expect(result.tokenIds).toEqual(greedy_ids[0]);
+        expect(result.usage.imageTokens).toBe(8);
+      }
+      await closed(client);
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
+  });
+
+  it('an instruction longer than the Q-Former reads loses its beginning, not the request', async () => {
+    const client = await startClient(worker.url, VICUNA);
+    const request = {
+      prompt: 'What?',
+      images: [await image('images/img0.png')],
+      params: { maxNewTokens: 3, logprobs: true },
+    };
+    const tail = 'image '.repeat(70);
+    const long = await ask(client, { ...request, instruction: `fox ${tail}` });
+    const same = await ask(client, { ...request, instruction: `dog ${tail}` });
+    const other = await ask(client, { ...request, instruction: `${tail} fox` });
+    expect(same.result.logprobs).toEqual(long.result.logprobs);
+    expect(other.result.logprobs).not.toEqual(long.result.logprobs);
+    await closed(client);
+  });
+
+  it('drawn with one seed are repeated, with another they differ', async () => {
+    const client = await startClient(worker.url, LLAMA);
+    const draw = async (seed: number): Promise<string> =>
+      (await ask(client, { prompt: 'A', params: { temperature: 1.5, seed, maxNewTokens: 12 } })).text;
+    const first = await draw(7);
+    expect(await draw(7)).toBe(first);
+    // The high word of the seed counts as well.
+    expect(new Set([first, await draw(8), await draw(7 + 2 ** 40)]).size).toBe(3);
+    await closed(client);
+  });
+
   it('stop at another end token when the checkpoint names one', async () => {
     const dir = mkdtempSync(join(tmpdir(), 'qformer-eos-'));
     try {
