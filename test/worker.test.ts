@@ -2,9 +2,10 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EngineClient } from '../lib/engine/client.js';
-import type { EngineRequest, RequestImage } from '../lib/engine/protocol.js';
+import type { EngineRequest, FromWorker, RequestImage, ToWorker, WorkerInit } from '../lib/engine/protocol.js';
 import { fixturePath, readImage } from './engine-models.js';
 import { ask, bundle, startClient, type Streamed } from './engine-worker.js';
 import { readFixture } from './safetensors-fixture.js';
@@ -296,4 +297,31 @@ it('NaN weights are that request’s FORMAT error, and the worker stays', async 
   } finally {
     rmSync(dir, { recursive: true });
   }
+});
+
+it('a worker that is terminated at any moment takes nothing else down', async () => {
+  const client = await startClient(worker.url, LLAMA);
+  const request = { prompt: 'The quick brown fox', params: { maxNewTokens: 30 } };
+  const expected = await ask(client, request);
+  const workerData: WorkerInit = { options: { dir: LLAMA, device: 'cpu' }, abortFlag: new SharedArrayBuffer(4) };
+  for (let round = 0; round < 12; round++) {
+    const victim = new Worker(worker.url, { workerData });
+    if (round % 4 > 0) {
+      await new Promise<void>((resolve) => {
+        victim.on('message', ({ type }: FromWorker) => {
+          if (type === 'ready')
+            victim.postMessage({
+              type: 'request',
+              id: 1,
+              request: { ...request, params: { maxNewTokens: 2000 } },
+            } satisfies ToWorker);
+          if (type === (round % 4 === 1 ? 'ready' : 'step')) resolve();
+        });
+      });
+    }
+    await new Promise((resolve) => setTimeout(resolve, 7 * (round % 3)));
+    await victim.terminate();
+  }
+  expect((await ask(client, request)).text).toBe(expected.text);
+  await closed(client);
 });
