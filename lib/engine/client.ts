@@ -75,7 +75,9 @@ export class EngineClient {
     const { signal: _signal, onProgress, workerUrl, ...engine } = options;
     this.#onProgress = onProgress;
     const workerData: WorkerInit = { options: engine, abortFlag: this.#abortFlag };
-    this.#worker = new Worker(workerUrl ?? defaultWorkerUrl(), { workerData, name: 'qformer-engine' });
+    // No flags are inherited: with --input-type, for one, a worker does not start from a file.
+    const workerOptions = { workerData, name: 'qformer-engine', execArgv: [] };
+    this.#worker = new Worker(workerUrl ?? defaultWorkerUrl(), workerOptions);
     this.#exited = new Promise((resolve) => this.#worker.once('exit', () => resolve()));
     this.#worker.on('message', (message: FromWorker) => this.#receive(message));
     this.#worker.on('messageerror', (error) => this.#fail(wrap('the engine worker sent an unreadable message', error)));
@@ -107,6 +109,8 @@ export class EngineClient {
     } catch (error) {
       Atomics.store(new Int32Array(client.#abortFlag), 0, 1);
       client.#failure ??= error as QFormerError;
+      // A worker that had become ready meanwhile looks at its messages, not at the flag.
+      client.#send({ type: 'shutdown' });
       await client.#leave();
       throw signal?.aborted ? aborted(signal) : error;
     } finally {
