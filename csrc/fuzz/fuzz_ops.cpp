@@ -15,8 +15,9 @@ class OpFuzzer {
 
   void step() {
     static const std::vector<void (OpFuzzer::*)()> kOps = {
-        &OpFuzzer::views,     &OpFuzzer::linear, &OpFuzzer::norms,    &OpFuzzer::rope,  &OpFuzzer::attention, &OpFuzzer::paged,
-        &OpFuzzer::kv_append, &OpFuzzer::tokens, &OpFuzzer::sampling, &OpFuzzer::copies, &OpFuzzer::patches,   &OpFuzzer::lora,
+        &OpFuzzer::views,     &OpFuzzer::linear, &OpFuzzer::norms,     &OpFuzzer::rope,
+        &OpFuzzer::attention, &OpFuzzer::paged,  &OpFuzzer::kv_append, &OpFuzzer::tokens,
+        &OpFuzzer::sampling,  &OpFuzzer::copies, &OpFuzzer::patches,   &OpFuzzer::lora,
     };
     (this->*kOps[static_cast<size_t>(in_.byte()) % kOps.size()])();
   }
@@ -48,10 +49,12 @@ class OpFuzzer {
   }
   void linear() {
     const int64_t m = dim(40), n = dim(40), k = dim(70);
-    const Tensor x = f32(Shape{m, k}), w = maybe_view(weight(Shape{n, k})), bias = f32(Shape{n}), residual = f32(Shape{m, n});
+    const Tensor x = f32(Shape{m, k}), w = maybe_view(weight(Shape{n, k})), bias = f32(Shape{n}),
+                 residual = f32(Shape{m, n});
     const auto math = static_cast<int32_t>(in_.byte() % 3);
     const auto activation = static_cast<int32_t>(in_.byte() % 6);
-    fuzz::touch(ops::linear(x, w, in_.byte() % 2 ? &bias : nullptr, in_.byte() % 2 ? &residual : nullptr, activation, math));
+    fuzz::touch(
+        ops::linear(x, w, in_.byte() % 2 ? &bias : nullptr, in_.byte() % 2 ? &residual : nullptr, activation, math));
     fuzz::touch(ops::gated_linear(x, w, w, activation, math));
   }
   void norms() {
@@ -77,7 +80,8 @@ class OpFuzzer {
     const Shape cache{dim(6), dim(4), kv_heads, d};
     const auto dtype = static_cast<int32_t>(in_.byte() % 3);
     const Tensor k = in_.tensor(device_, cache, dtype), v = in_.tensor(device_, cache, dtype);
-    fuzz::touch(ops::paged_attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch, dim(4)}), i32(Shape{batch}), in_.number()));
+    fuzz::touch(ops::paged_attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch, dim(4)}), i32(Shape{batch}),
+                                     in_.number()));
   }
   void kv_append() {
     const int64_t heads = dim(3), d = dim(20), tokens = dim();
@@ -97,8 +101,10 @@ class OpFuzzer {
   void sampling() {
     const int64_t batch = dim(4), vocab = dim(60);
     const Tensor logits = in_.tensor(device_, Shape{batch, vocab}, QF_F32), temperature = f32(Shape{batch});
-    ops::penalize_logits(logits, i32(Shape{dim()}), i32(Shape{batch + 1}), i32(Shape{dim()}), i32(Shape{batch + 1}), f32(Shape{batch}));
-    const Tensor scores = ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}));
+    ops::penalize_logits(logits, i32(Shape{dim()}), i32(Shape{batch + 1}), i32(Shape{dim()}), i32(Shape{batch + 1}),
+                         f32(Shape{batch}));
+    const Tensor scores =
+        ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}));
     fuzz::touch(ops::sample(scores, temperature, i32(Shape{batch, 2}), i32(Shape{batch})));
     const ops::TopK best = ops::top_k(scores, dim(60));
     fuzz::touch(best.values);

@@ -1,7 +1,8 @@
 // The CPU backend's linear family against a double-precision reference, on every instruction set the machine has.
 //
 // Tolerance: each product is rounded once and the k-term sum has at most k/L + log2(L) roundings per lane, so
-// |error| <= (k / 4 + 8) * 2^-24 * Σ|x·w| bounds every instruction set (L = 4 is the narrowest); the activations add 4 ulp.
+// |error| <= (k / 4 + 8) * 2^-24 * Σ|x·w| bounds every instruction set (L = 4 is the narrowest); the activations add 4
+// ulp.
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -224,7 +225,8 @@ TEST("linear adds a residual that lies in y itself") {
 TEST("linear applies every activation between bias and residual") {
   on_every_level([] {
     for (int32_t kind : {QF_ACT_GELU_ERF, QF_ACT_GELU_TANH, QF_ACT_RELU, QF_ACT_SILU}) {
-      for (int64_t m : {2, 30}) check_types({.m = m, .n = 37, .k = 24, .activation = kind, .bias = true, .residual = true});
+      for (int64_t m : {2, 30})
+        check_types({.m = m, .n = 37, .k = 24, .activation = kind, .bias = true, .residual = true});
     }
   });
 }
@@ -287,8 +289,8 @@ TEST("gated linear equals act(x wGate) * (x wUp) of the two separate products") 
         for (uint16_t& bits : up.w.bits) bits ^= 0x8000;
         for (float& v : up.w.values) v = -v;
         std::vector<float> y(gate.y.size());
-        QfGatedLinear args{gate.x.data(), gate.w.data(), up.w.data(), y.data(), m, 53, 77, 77, 77, 53, QF_F32, dtype,
-                           QF_ACT_SILU, QF_MATH_F32};
+        QfGatedLinear args{gate.x.data(), gate.w.data(), up.w.data(), y.data(),   m, 53, 77, 77, 77, 53,
+                           QF_F32,        dtype,         QF_ACT_SILU, QF_MATH_F32};
         CHECK_EQ(cpu::cpu_backend()->gated_linear(0, &args), QF_OK);
         gate.run();
         up.run();
