@@ -47,6 +47,13 @@ uint16_t f16_bits(float x) {
   return static_cast<uint16_t>((x < 0 ? 0x8000 : 0) | (exponent + 14) << 10 | fraction);
 }
 
+float f16_value(uint16_t h) {
+  const float fraction = static_cast<float>(h & 0x3ff) / 1024;
+  const int exponent = h >> 10 & 0x1f;
+  const float magnitude = exponent == 0 ? std::ldexp(fraction, -14) : std::ldexp(1 + fraction, exponent - 15);
+  return h & 0x8000 ? -magnitude : magnitude;
+}
+
 // A weight matrix with rows `ld` apart that starts at an odd element, and its values as float.
 struct Weights {
   int32_t dtype;
@@ -318,10 +325,10 @@ TEST("lora merge adds the scaled product to the weights and rounds once") {
         for (int64_t r = 0; r < rank; r++) {
           expected += 0.5 * a[static_cast<size_t>(r * in + i % in)] * b[static_cast<size_t>(i / in * rank + r)];
         }
-        // |y| < 8: half a unit in the last place of f16 (10 bits) and bf16 (7 bits), or f32 rounding of the sum
+        // Half a unit in the last place of bf16 and f16, and the f32 rounding of a sum below 8.
         if (dtype == QF_F32) CHECK_NEAR(y[static_cast<size_t>(i)], expected, 2e-6);
         if (dtype == QF_BF16) CHECK_NEAR(bf16_value(bits[i]), expected, std::fabs(expected) * 0x1p-8 + 1e-6);
-        if (dtype == QF_F16) CHECK(std::fabs(expected) < 8);
+        if (dtype == QF_F16) CHECK_NEAR(f16_value(bits[i]), expected, std::fabs(expected) * 0x1p-11 + 1e-6);
       }
     }
   });
