@@ -1,6 +1,7 @@
 // A loaded model on the main thread: turns a call into a prompt and decoded pixels, and hands both to the engine's worker.
 // Nothing here touches a tensor. Images are decoded by sharp's own threads; their pixels move to the worker without a copy.
 
+import { onAbort } from './abort.js';
 import { Chat } from './chat.js';
 import { EngineClient, type RequestHandle } from './engine/client.js';
 import type { GenerateParams } from './engine/params.js';
@@ -165,14 +166,12 @@ export class Model {
 
 /** The result of `handle`; the first of `signals` to fire aborts it. */
 async function endWith(handle: RequestHandle, signals: readonly AbortSignal[]): Promise<GenerationResult> {
-  // Listeners by hand, because AbortSignal.any of a long-lived signal keeps something for every request.
-  const abort = (): void => handle.abort();
-  if (signals.some((signal) => signal.aborted)) abort();
-  for (const signal of signals) signal.addEventListener('abort', abort, { once: true });
+  // Not AbortSignal.any: of a long-lived signal it keeps something for every request.
+  const forget = signals.map((signal) => onAbort(signal, () => handle.abort()));
   try {
     return await handle.done;
   } finally {
-    for (const signal of signals) signal.removeEventListener('abort', abort);
+    for (const each of forget) each();
   }
 }
 

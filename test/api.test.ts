@@ -1,5 +1,6 @@
 // The public API over a stand-in engine: requests, streaming, cancellation, disposal and errors of the main thread.
 
+import { getEventListeners } from 'node:events';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadModel } from '../lib/index.js';
 import type { Model } from '../lib/model.js';
@@ -12,6 +13,11 @@ beforeEach(async () => {
 afterEach(() => model.dispose());
 
 const code = (expected: string) => expect.objectContaining({ name: 'QFormerError', code: expected });
+
+function withAbort(): { signal: AbortSignal; abort: () => void } {
+  const controller = new AbortController();
+  return { signal: controller.signal, abort: () => controller.abort() };
+}
 
 async function collect(stream: AsyncIterable<{ text: string }>): Promise<string[]> {
   const texts: string[] = [];
@@ -109,6 +115,20 @@ describe('an AbortSignal', () => {
 
   it('that has fired before the call rejects without asking the engine', async () => {
     await expect(model.generate('count 2', { signal: AbortSignal.abort() })).rejects.toEqual(code('ABORTED'));
+  });
+
+  it('serves any number of requests with one listener, which goes with the last of them', async () => {
+    const { signal, abort } = withAbort();
+    const running = Array.from({ length: 20 }, () => model.generate('wait', { signal }));
+    for await (const _ of model.generate('count 3', { signal }));
+    expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+    abort();
+    const outcomes = await Promise.allSettled(running);
+    for (const outcome of outcomes) expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'ABORTED' } });
+
+    const unused = withAbort();
+    await Promise.all([1, 2, 3].map((n) => model.generate(`count ${n}`, { signal: unused.signal })));
+    expect(getEventListeners(unused.signal, 'abort')).toHaveLength(0);
   });
 
   it('that fires after the end changes nothing', async () => {
