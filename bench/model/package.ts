@@ -1,0 +1,20 @@
+// The package as a user imports it: dist/, where the engine's worker lies beside the entry.
+
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { packageRoot } from '../../lib/package-root.js';
+
+type Api = typeof import('../../lib/index.js');
+export type { GenerationResult, Model } from '../../lib/index.js';
+
+/** The public API; throws an Error where dist/ is not built. */
+export async function importPackage(): Promise<Api> {
+  const entry = join(packageRoot(), 'dist', 'index.js');
+  if (!existsSync(entry)) throw new Error("dist/index.js is not built: run 'npm run build:js'");
+  return (await import(pathToFileURL(entry).href)) as Api;
+}
+
+/** The demonstration model and its sample images. */
+export const DEMONSTRATION_MODEL = join(packageRoot(), 'models', 'emoji-vlm');
+export const SAMPLES = join(packageRoot(), 'models', 'samples');
