@@ -11,6 +11,7 @@ import { parseModelConfig } from '../lib/io/config.js';
 import { JsonFields } from '../lib/io/json-fields.js';
 import { parseGenerationDefaults, parsePreprocessorConfig } from '../lib/io/side-config.js';
 import { expectError } from './expect-error.js';
+import { propertyRuns } from './property-runs.js';
 
 type Json = Record<string, unknown>;
 
@@ -288,7 +289,7 @@ describe('a wrong config.json', () => {
           expect(['FORMAT', 'UNSUPPORTED']).toContain(error.code);
         }
       }),
-      { numRuns: 2000 },
+      propertyRuns(2000),
     );
   });
 });

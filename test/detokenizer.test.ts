@@ -11,6 +11,7 @@ import { IncrementalDetokenizer } from '../lib/io/detokenizer.js';
 import { compileDecoder } from '../lib/io/token-decoder.js';
 import { TextTokenizer } from '../lib/io/tokenizer.js';
 import { expectError } from './expect-error.js';
+import { propertyRuns } from './property-runs.js';
 
 const folderOf = (name: string) => fileURLToPath(new URL(`./fixtures/tokenizers/${name}/`, import.meta.url));
 const NAMES = [
@@ -63,19 +64,21 @@ describe.each(NAMES)('streaming with %s', (name) => {
         detokenizer.flush();
         expect(detokenizer.text).toBe(tokenizer.decode(sequence, { skipSpecialTokens }));
       }),
-      { numRuns: 400 },
+      propertyRuns(400),
     );
   });
 
   test('of encoded random text never gives a replacement character', () => {
     const wordPiece = name.startsWith('bert') || name === 't5';
     fc.assert(
-      fc.property(fc.string({ unit: 'grapheme', maxLength: 30 }), (text) => {
+      // U+2581 is how the vocabulary writes a space
+      fc.property(fc.string({ unit: 'grapheme', maxLength: 30 }), (random) => {
+        const text = random.replace(/[\u2581\ufffd]/g, 'x');
         const deltas = stream(tokenizer, tokenizer.encode(text), true);
         for (const delta of deltas) expect(delta).not.toMatch(/\ufffd|\p{Surrogate}/u);
         if (!wordPiece) expect(deltas.join('').trimStart()).toBe(text.trimStart());
       }),
-      { numRuns: 300 },
+      propertyRuns(300),
     );
   });
 });

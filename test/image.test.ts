@@ -17,6 +17,7 @@ import { isQFormerError } from '../lib/errors.js';
 import { loadImage, type ImageInput, type ImageOptions, type RawImage } from '../lib/io/image.js';
 import { parseSafetensorsHeader } from '../lib/io/safetensors.js';
 import { expectRejection } from './expect-error.js';
+import { propertyRuns } from './property-runs.js';
 
 interface PreprocessCase {
   file: string;
@@ -300,7 +301,7 @@ describe('what is no image is refused:', () => {
           expect(['FORMAT', 'INVALID_ARGUMENT']).toContain(error.code);
         }
       }),
-      { numRuns: 400 },
+      propertyRuns(400),
     );
   });
 });

@@ -20,7 +20,8 @@ export function rawSafetensors(header: string | Uint8Array, dataBytes: number, l
 /** The header object and data size of tensors stored one after another. */
 export function layout(tensors: Record<string, BuiltTensor>): { header: Record<string, unknown>; dataBytes: number } {
   let position = 0;
-  const header: Record<string, unknown> = {};
+  // without a prototype: a tensor may be named __proto__
+  const header = Object.create(null) as Record<string, unknown>;
   for (const [name, { dtype, shape, bytes }] of Object.entries(tensors)) {
     header[name] = { dtype, shape, data_offsets: [position, position + bytes] };
     position += bytes;

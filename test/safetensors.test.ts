@@ -11,6 +11,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { isQFormerError } from '../lib/errors.js';
 import { MAX_HEADER_BYTES, parseSafetensorsHeader, readSafetensorsHeader } from '../lib/io/safetensors.js';
 import { expectError } from './expect-error.js';
+import { propertyRuns } from './property-runs.js';
 import { buildSafetensors, layout, rawSafetensors } from './safetensors-builder.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'qformer-safetensors-'));
@@ -227,7 +228,7 @@ describe('for arbitrary input', () => {
         for (const [name, { dtype, shape, bytes }] of Object.entries(built))
           expect(read.get(name)).toMatchObject({ dtype, shape, bytes });
       }),
-      { numRuns: 300 },
+      propertyRuns(300),
     );
   });
 
@@ -240,7 +241,7 @@ describe('for arbitrary input', () => {
         for (const [position, value] of edits) file[position % file.length] = value;
         checkSound(file);
       }),
-      { numRuns: 2000 },
+      propertyRuns(2000),
     );
   });
 
@@ -249,7 +250,7 @@ describe('for arbitrary input', () => {
       fc.property(fc.json({ maxDepth: 4 }), fc.nat(16), (json, dataBytes) =>
         checkSound(rawSafetensors(json, dataBytes)),
       ),
-      { numRuns: 2000 },
+      propertyRuns(2000),
     );
   });
 
