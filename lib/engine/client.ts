@@ -75,7 +75,9 @@ export class EngineClient {
     const { signal: _signal, onProgress, workerUrl, ...engine } = options;
     this.#onProgress = onProgress;
     const workerData: WorkerInit = { options: engine, abortFlag: this.#abortFlag };
-    this.#worker = new Worker(workerUrl ?? defaultWorkerUrl(), { workerData, name: 'qformer-engine' });
+    // No flags are inherited: with --input-type, for one, a worker does not start from a file.
+    const workerOptions = { workerData, name: 'qformer-engine', execArgv: [] };
+    this.#worker = new Worker(workerUrl ?? defaultWorkerUrl(), workerOptions);
     this.#exited = new Promise((resolve) => this.#worker.once('exit', () => resolve()));
     this.#worker.on('message', (message: FromWorker) => this.#receive(message));
     this.#worker.on('messageerror', (error) => this.#fail(wrap('the engine worker sent an unreadable message', error)));

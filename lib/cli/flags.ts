@@ -1,0 +1,33 @@
+// The flags that several commands share, and what they mean as options of the library.
+
+import type { GenerateOptions, LoadOptions } from '../options.js';
+
+/** Flags as the argument parser delivers them; absent ones are undefined. */
+export interface CommonFlags {
+  model?: string;
+  device?: string;
+  dtype?: string;
+  threads?: number;
+  maxNewTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  seed?: number;
+  raw?: boolean;
+  json?: boolean;
+  lang?: string;
+  prompt?: string;
+  system?: string;
+}
+
+/** The flags that are load options; their values are checked by `loadModel`. */
+export function loadOptions(flags: CommonFlags): LoadOptions {
+  const { device, dtype, threads } = flags;
+  return { device, dtype, threads } as LoadOptions;
+}
+
+/** The flags that are options of a request; their values are checked by the request. */
+export function generateOptions(flags: CommonFlags, signal: AbortSignal): GenerateOptions {
+  const { maxNewTokens, temperature, topK, topP, seed, raw } = flags;
+  return { maxNewTokens, temperature, topK, topP, seed, raw, signal };
+}

@@ -1,0 +1,101 @@
+#!/usr/bin/env node
+// Entry of the `qformer` command: which commands exist and what they take. Only the argument parser is loaded here; a
+// command's code, and with it the library, comes in when the command runs, so `--version` and `--help` answer at once.
+
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { packageVersion } from '../package-files.js';
+import type { CommonFlags } from './flags.js';
+import { fail, oneLine, quietOnBrokenPipe } from './output.js';
+
+const number = (value: string): number => {
+  const parsed = Number(value);
+  if (value.trim() === '' || !Number.isFinite(parsed)) throw new InvalidArgumentError(`'${value}' is not a number.`);
+  return parsed;
+};
+
+const modelFlags = (command: Command): Command =>
+  command
+    .option('--model <dir>', 'checkpoint folder (default: the demonstration model)')
+    .option('--device <device>', 'cpu, cuda, cuda:N or auto', 'auto')
+    .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
+    .option('--threads <n>', 'CPU threads', number);
+
+const generateFlags = (command: Command): Command =>
+  modelFlags(command)
+    .option('--max-new-tokens <n>', 'most tokens to generate', number)
+    .option('--temperature <t>', '0 takes the most likely token', number)
+    .option('--top-k <k>', 'sample among the k most likely tokens', number)
+    .option('--top-p <p>', 'sample among the most likely tokens that together reach p', number)
+    .option('--seed <n>', 'makes sampling repeatable', number)
+    .option('--raw', 'the text is the whole prompt, no template')
+    .option('--json', 'print one JSON object per result and nothing else');
+
+function program(): Command {
+  const root = new Command('qformer')
+    .description('Vision-language models of the BLIP-2 family: captions and answers about images.')
+    .version(packageVersion(), '-v, --version')
+    .showHelpAfterError(false)
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(usageError(text)) });
+
+  generateFlags(root.command('demo'))
+    .description('an English caption and a Chinese answer about a sample image, with timings')
+    .argument('[image]', 'image file instead of the sample')
+    .action(async (image: string | undefined, flags: CommonFlags) => (await import('./demo.js')).demo(image, flags));
+
+  generateFlags(root.command('caption'))
+    .description('describe images')
+    .argument('<image...>', 'image files')
+    .option('--lang <lang>', 'language of the built-in prompt, such as en or zh')
+    .option('--prompt <text>', 'prompt instead of the built-in one')
+    .action(async (images: string[], flags: CommonFlags) => (await import('./ask.js')).caption(images, flags));
+
+  generateFlags(root.command('answer'))
+    .description('answer a question about an image')
+    .argument('<image>', 'image file')
+    .argument('<question>', 'the question')
+    .action(async (image: string, text: string, flags: CommonFlags) =>
+      (await import('./ask.js')).answer(image, text, flags),
+    );
+
+  generateFlags(root.command('chat'))
+    .description('talk about an image; one message per line, an empty line or end of input ends it')
+    .argument('<image>', 'image file')
+    .option('--system <text>', 'text before the first turn')
+    .action(async (image: string, flags: CommonFlags) => (await import('./chat.js')).chat(image, flags));
+
+  root
+    .command('doctor')
+    .description('what this machine offers and which devices are used')
+    .option('--json', 'print a JSON object')
+    .action(async (flags: { json?: boolean }) => (await import('./report.js')).printDoctor(flags));
+
+  root
+    .command('info')
+    .description('parts, tensors, parameters and bytes of a checkpoint folder, without loading its weights')
+    .argument('[dir]', 'checkpoint folder (default: the demonstration model)')
+    .option('--json', 'print a JSON object')
+    .action(async (dir: string | undefined, flags: { json?: boolean }) =>
+      (await import('./report.js')).printInfo(dir, flags),
+    );
+
+  for (const command of root.commands) command.exitOverride().configureOutput(root.configureOutput());
+  return root;
+}
+
+const usageError = (text: string): string => `error INVALID_ARGUMENT: ${oneLine(text.replace(/^error: /, ''))}\n`;
+
+/** Runs the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
+export async function main(argv: readonly string[]): Promise<void> {
+  quietOnBrokenPipe();
+  try {
+    const command = program();
+    if (argv.length <= 2) return void process.stdout.write(command.helpInformation());
+    await command.parseAsync([...argv]);
+  } catch (error) {
+    if (!(error instanceof CommanderError)) return fail(error);
+    process.exitCode = error.exitCode === 0 ? 0 : 2;
+  }
+}
+
+void main(process.argv);

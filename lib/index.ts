@@ -1,0 +1,21 @@
+// The public API of qformer: load a checkpoint folder, caption images, answer questions about them.
+// Tensors and kernels on their own are in `qformer/tensor`.
+
+export { loadModel, Model } from './model.js';
+export { Chat, type ChatMessage } from './chat.js';
+export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
+export type { CaptionOptions, ChatOptions, GenerateOptions, LoadOptions, PromptOptions } from './options.js';
+export type { PromptConfig } from './prompts.js';
+export type {
+  EngineInfo,
+  EngineStats,
+  FinishReason,
+  LoadProgress,
+  Timings,
+  TokenLogprob,
+  Usage,
+} from './engine/protocol.js';
+export type { ImageInput } from './io/image.js';
+export { inspect, type CheckpointInfo, type PartInfo } from './inspect.js';
+export { doctor, type DoctorReport } from './doctor.js';
+export { QFormerError, isQFormerError, type ErrorCode } from './errors.js';

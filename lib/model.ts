@@ -1,0 +1,189 @@
+// A loaded model on the main thread: turns a call into a prompt and decoded pixels, and hands both to the engine's worker.
+// Nothing here touches a tensor. Images are decoded by sharp's own threads; their pixels move to the worker without a copy.
+
+import { Chat } from './chat.js';
+import { EngineClient, type RequestHandle } from './engine/client.js';
+import type { GenerateParams } from './engine/params.js';
+import type { EngineInfo, EngineStats } from './engine/protocol.js';
+import { QFormerError, describe } from './errors.js';
+import { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
+import { loadImage, type ImageInput, type ImageOptions } from './io/image.js';
+import {
+  captionParams,
+  checkChatOptions,
+  checkLoadOptions,
+  checkText,
+  promptParams,
+  requestParams,
+  withTemperature,
+  type CaptionOptions,
+  type ChatOptions,
+  type GenerateOptions,
+  type LoadOptions,
+  type PromptOptions,
+} from './options.js';
+import { PromptTemplates, readPromptConfig } from './prompts.js';
+
+/** A finished prompt with its image, ready to be sent. */
+interface Request {
+  prompt: string | number[];
+  image?: ImageInput | undefined;
+  params: GenerateParams;
+  options: GenerateOptions;
+}
+
+/**
+ * Loads the checkpoint folder `dir` into a worker thread of its own; several models may be loaded at once.
+ * Throws INVALID_ARGUMENT, IO, FORMAT (naming every wrong tensor), UNSUPPORTED, DEVICE, OUT_OF_MEMORY, ABORTED.
+ */
+export async function loadModel(dir: string, options: LoadOptions = {}): Promise<Model> {
+  checkText('loadModel', 'the checkpoint folder', dir);
+  checkLoadOptions(options);
+  const { maxImageBytes, maxImagePixels, allowHttp, ...engine } = options;
+  const client = await EngineClient.start({ ...engine, dir });
+  try {
+    const templates = new PromptTemplates(client.info.modelType, readPromptConfig(dir));
+    return new Model(client, templates, { maxBytes: maxImageBytes, maxPixels: maxImagePixels, allowHttp });
+  } catch (error) {
+    await client.close();
+    throw error;
+  }
+}
+
+/** A loaded model; made by `loadModel`. Methods throw INVALID_ARGUMENT at once, everything else rejects the Generation. */
+export class Model {
+  readonly #client: EngineClient;
+  readonly #templates: PromptTemplates;
+  readonly #imageOptions: ImageOptions;
+  #disposed = false;
+
+  /** @internal */
+  constructor(client: EngineClient, templates: PromptTemplates, imageOptions: ImageOptions) {
+    this.#client = client;
+    this.#templates = templates;
+    this.#imageOptions = imageOptions;
+  }
+
+  /** What is loaded, and where and how it runs. */
+  get info(): EngineInfo {
+    return this.#client.info;
+  }
+
+  /** The languages that `caption` has a built-in prompt for; the first is the default. */
+  get captionLanguages(): string[] {
+    return this.#templates.languages;
+  }
+
+  /** Describes an image. With `raw`, `prompt` is needed and stands alone. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
+  caption(image: ImageInput, options: CaptionOptions = {}): Generation {
+    const params = captionParams(options);
+    return this.#start('caption', {
+      prompt: options.prompt ?? this.#templates.caption(options.lang),
+      image,
+      params,
+      options,
+    });
+  }
+
+  /** Answers a question about an image. Errors: IO, FORMAT, UNSUPPORTED, ABORTED, INVALID_ARGUMENT (beyond the context). */
+  answer(image: ImageInput, question: string, options: GenerateOptions = {}): Generation {
+    checkText('answer', 'the question', question);
+    const params = requestParams('answer', options);
+    const prompt = options.raw ? question : this.#templates.answer(question);
+    return this.#start('answer', { prompt, image, params, options });
+  }
+
+  /** Continues a finished prompt, text or token ids, with or without an image; no template is applied. Errors as `answer`. */
+  generate(prompt: string | number[], options: PromptOptions = {}): Generation {
+    const params = promptParams(options);
+    checkPrompt(prompt, options.image !== undefined);
+    return this.#start('generate', { prompt, image: options.image, params, options });
+  }
+
+  /** A conversation, usually about an image. */
+  chat(options: ChatOptions = {}): Chat {
+    checkChatOptions(options);
+    this.#requireLive('chat');
+    const { images: [image] = [], system } = options;
+    const start = (prompt: string, request: GenerateOptions): Generation =>
+      this.#start('chat.send', { prompt, image, params: requestParams('chat.send', request), options: request });
+    return new Chat(start, this.#templates, system);
+  }
+
+  /** Counters of the engine. Rejects with ABORTED once disposed. */
+  stats(): Promise<EngineStats> {
+    return this.#client.stats();
+  }
+
+  /** Ends all requests (they reject with ABORTED) and frees everything. May be called again. */
+  async dispose(): Promise<void> {
+    this.#disposed = true;
+    await this.#client.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  #requireLive(where: string): void {
+    if (this.#disposed) throw disposedError(where);
+    if (this.#client.failure !== undefined) throw this.#client.failure;
+  }
+
+  #start(where: string, request: Request): Generation {
+    this.#requireLive(where);
+    if (request.image !== undefined && !this.info.supportsImages) {
+      throw new QFormerError('UNSUPPORTED', `${where}: ${this.info.modelType} is a text-only model and takes no image`);
+    }
+    return new Generation((emit, cancel) => this.#run(where, request, emit, cancel));
+  }
+
+  async #run(
+    where: string,
+    { prompt, image, params, options }: Request,
+    emit: (chunk: GenerationChunk) => void,
+    cancel: AbortSignal,
+  ): Promise<GenerationResult> {
+    const { signal, exif } = options;
+    const throwIfAborted = (): void => {
+      if (signal?.aborted)
+        throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
+    };
+    throwIfAborted();
+    const images = image === undefined ? [] : [await loadImage(image, { ...this.#imageOptions, exif, signal })];
+    throwIfAborted();
+    this.#requireLive(where);
+    const handle = this.#client.submit(
+      { prompt, images, params: withTemperature(params, this.info.generation) },
+      { onDelta: emit, transferImages: true },
+    );
+    const result = await endWith(handle, signal === undefined ? [cancel] : [cancel, signal]);
+    if (result.finishReason === 'abort') throwIfAborted();
+    return result;
+  }
+}
+
+/** The result of `handle`; the first of `signals` to fire aborts it. */
+async function endWith(handle: RequestHandle, signals: readonly AbortSignal[]): Promise<GenerationResult> {
+  // Listeners by hand, because AbortSignal.any of a long-lived signal keeps something for every request.
+  const abort = (): void => handle.abort();
+  if (signals.some((signal) => signal.aborted)) abort();
+  for (const signal of signals) signal.addEventListener('abort', abort, { once: true });
+  try {
+    return await handle.done;
+  } finally {
+    for (const signal of signals) signal.removeEventListener('abort', abort);
+  }
+}
+
+function disposedError(where: string): QFormerError {
+  return new QFormerError('ABORTED', `${where}: the model was disposed`);
+}
+
+function checkPrompt(prompt: unknown, hasImage: boolean): void {
+  if (!Array.isArray(prompt)) return checkText('generate', 'the prompt', prompt, hasImage);
+  const wrong = prompt.findIndex((id) => !Number.isSafeInteger(id) || id < 0);
+  if (wrong < 0 && (prompt.length > 0 || hasImage)) return;
+  const found = wrong < 0 ? 'an empty array' : `${describe(prompt[wrong])} at index ${wrong}`;
+  throw new QFormerError('INVALID_ARGUMENT', `generate: token ids must be integers of at least 0, got ${found}`);
+}

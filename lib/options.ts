@@ -1,0 +1,171 @@
+// The options of the public API, checked by name and by value before anything is started. Misspelt names are refused (a
+// silently ignored `maxTokens` costs an afternoon). What concerns sampling and stopping is defined in engine/params.ts;
+// here is the rest: loading, images, templates.
+
+import { PARAM_NAMES, resolveParams, type GenerateParams, type ParamDefaults } from './engine/params.js';
+import { checkOptions, describe, QFormerError } from './errors.js';
+import type { LoadProgress } from './engine/protocol.js';
+import type { ImageInput } from './io/image.js';
+
+/** Options of `loadModel`. */
+export interface LoadOptions {
+  /** Where to run; `auto` takes the fastest device that works here. Default `auto`. */
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+  /** Type of the weights in memory; `auto` keeps the checkpoint's and uses the file in place. Default `auto`. */
+  dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
+  /** CPU threads; the pool is one per process. Default: one per processor. */
+  threads?: number;
+  /** Tokens that fit into the key/value cache, for all requests together. Default: from context, batch and free memory. */
+  kvCacheTokens?: number;
+  /** Most requests that one step computes together. Default 16. */
+  maxBatchSize?: number;
+  /** Reuse the keys and values of equal prompt prefixes. Default true. */
+  prefixCache?: boolean;
+  /** Largest encoded image that is accepted, in bytes. */
+  maxImageBytes?: number;
+  /** Largest image that is decoded, in pixels. */
+  maxImagePixels?: number;
+  /** Fetch images from http(s) URLs. Default false: a URL from outside must not make a server send requests. */
+  allowHttp?: boolean;
+  /** Aborts the loading: the promise rejects with ABORTED and everything is released. */
+  signal?: AbortSignal;
+  /** Called while loading; `loaded` and `total` are bytes of weights. */
+  onProgress?: (progress: LoadProgress) => void;
+}
+
+/**
+ * Options of one request. Greedy unless `temperature` is above 0; naming `topK`, `topP` or `minP` without a temperature
+ * means temperature 1.
+ */
+export interface GenerateOptions extends GenerateParams {
+  /** Cancels the request; it rejects with ABORTED. */
+  signal?: AbortSignal;
+  /** The text is the whole prompt: no template around it. Default false. */
+  raw?: boolean;
+  /** Turn photographs upright by their EXIF orientation. Default false, as the reference implementation. */
+  exif?: boolean;
+}
+
+/** Options of `Model.caption`. */
+export interface CaptionOptions extends GenerateOptions {
+  /** Language of the built-in caption prompt. Default: the first one the model has. */
+  lang?: string;
+  /** Prompt to use instead of the built-in one. */
+  prompt?: string;
+}
+
+/** Options of `Model.generate`. */
+export interface PromptOptions extends GenerateOptions {
+  /** The image the prompt is about; none for a text-only model. */
+  image?: ImageInput;
+}
+
+/** Options of `Model.chat`. */
+export interface ChatOptions {
+  /** The image the chat is about: an array of one, because these models take one image per prompt. */
+  images?: ImageInput[];
+  /** Text before the first turn. */
+  system?: string;
+}
+
+/** Says what a value must be when `value` is not that. */
+type Rule = (value: unknown) => string | undefined;
+
+const rule =
+  (text: string, accepts: (value: unknown) => boolean): Rule =>
+  (value) =>
+    accepts(value) ? undefined : text;
+
+const count = (max = Number.MAX_SAFE_INTEGER): Rule =>
+  rule(
+    max === Number.MAX_SAFE_INTEGER ? 'an integer of at least 1' : `an integer from 1 to ${max}`,
+    (value) => Number.isSafeInteger(value) && Number(value) >= 1 && Number(value) <= max,
+  );
+
+const boolean = rule('true or false', (value) => typeof value === 'boolean');
+const string = rule('a string', (value) => typeof value === 'string');
+const signal = rule('an AbortSignal', (value) => value instanceof AbortSignal);
+const anything: Rule = () => undefined;
+
+const loadRules: Record<keyof LoadOptions, Rule> = {
+  device: rule('one of auto, cpu, cuda, cuda:N', (value) => /^(?:auto|cpu|cuda|cuda:\d{1,3})$/.test(String(value))),
+  dtype: rule('one of auto, f32, f16, bf16', (value) => /^(?:auto|f32|f16|bf16)$/.test(String(value))),
+  threads: count(1024),
+  kvCacheTokens: count(2 ** 31 - 1),
+  maxBatchSize: count(4096),
+  prefixCache: boolean,
+  maxImageBytes: count(),
+  maxImagePixels: count(),
+  allowHttp: boolean,
+  signal,
+  onProgress: rule('a function', (value) => typeof value === 'function'),
+};
+
+const requestRules = { signal, raw: boolean, exif: boolean };
+const captionRules = { ...requestRules, lang: string, prompt: string };
+const promptRules = { ...requestRules, image: anything };
+const chatRules: Record<keyof ChatOptions, Rule> = {
+  images: rule('an array of one image', (value) => Array.isArray(value) && value.length <= 1),
+  system: string,
+};
+
+/** Throws INVALID_ARGUMENT where `options` are not LoadOptions. */
+export function checkLoadOptions(options: LoadOptions): void {
+  checkOptions('loadModel', options, Object.keys(loadRules));
+  checkValues('loadModel', options, loadRules);
+}
+
+/** Throws INVALID_ARGUMENT where `options` are not ChatOptions. */
+export function checkChatOptions(options: ChatOptions): void {
+  checkOptions('chat', options, Object.keys(chatRules));
+  checkValues('chat', options, chatRules);
+}
+
+/** Throws INVALID_ARGUMENT where `options` are not GenerateOptions. Returns what concerns the engine. */
+export function requestParams(where: string, options: GenerateOptions): GenerateParams {
+  return checkRequest(where, options, requestRules);
+}
+
+/** Fills in what asking for top-k, top-p or min-p implies: sampling, at temperature 1 unless the checkpoint has its own. */
+export function withTemperature(params: GenerateParams, defaults: ParamDefaults): GenerateParams {
+  const { temperature, topK, topP, minP } = params;
+  const implied = temperature === undefined && (topK ?? topP ?? minP) !== undefined && defaults.doSample !== true;
+  return implied ? { ...params, temperature: 1 } : params;
+}
+
+/** As `requestParams`, for CaptionOptions. */
+export function captionParams(options: CaptionOptions): GenerateParams {
+  return checkRequest('caption', options, captionRules);
+}
+
+/** As `requestParams`, for PromptOptions. */
+export function promptParams(options: PromptOptions): GenerateParams {
+  return checkRequest('generate', options, promptRules);
+}
+
+function checkRequest(where: string, options: GenerateOptions, rules: Record<string, Rule>): GenerateParams {
+  checkOptions(where, options, [...PARAM_NAMES, ...Object.keys(rules)]);
+  checkValues(where, options, rules);
+  const given = Object.entries(options).filter(([name, value]) => value !== undefined && !(name in rules));
+  const params = Object.fromEntries(given) as GenerateParams;
+  // The engine fills in the checkpoint's defaults later; checking here makes a wrong value throw at the call.
+  resolveParams(params);
+  return params;
+}
+
+function checkValues(where: string, options: object, rules: Record<string, Rule>): void {
+  for (const [option, value] of Object.entries(options)) {
+    const expected = value === undefined ? undefined : rules[option]?.(value);
+    if (expected === undefined) continue;
+    const message = `${where}: option '${option}' must be ${expected}, got ${describe(value)}`;
+    throw new QFormerError('INVALID_ARGUMENT', message, { option, value });
+  }
+}
+
+/** Throws INVALID_ARGUMENT where `text` is not a string or, unless `empty` is allowed, has no visible character. */
+export function checkText(where: string, what: string, text: unknown, empty = false): asserts text is string {
+  if (typeof text !== 'string') {
+    throw new QFormerError('INVALID_ARGUMENT', `${where}: ${what} must be a string, got ${describe(text)}`);
+  }
+  if (!empty && text.trim() === '') throw new QFormerError('INVALID_ARGUMENT', `${where}: ${what} is empty`);
+}
