@@ -3,9 +3,11 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import type * as PublicApi from '../../lib/index.js';
 import { packageRoot } from '../../lib/package-root.js';
 
-type Api = typeof import('../../lib/index.js');
+/** The package's exports. */
+export type Api = typeof PublicApi;
 export type { GenerationResult, Model } from '../../lib/index.js';
 
 /** The public API; throws an Error where dist/ is not built. */

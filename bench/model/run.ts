@@ -1,12 +1,13 @@
 // The model part: the demonstration model (or --model) and, unless it is a smoke run, a synthetic one of real widths.
 
 import { existsSync } from 'node:fs';
+import { basename } from 'node:path';
 import type { Options } from '../options.js';
 import type { Row } from '../row.js';
 import { runGeneration } from './generation.js';
 import { DEMONSTRATION_MODEL } from './package.js';
 import { runStages } from './stages.js';
-import { SYNTHETIC_NAME, writeSyntheticModel } from './synthetic.js';
+import { writeSyntheticModel } from './synthetic.js';
 
 /** Measures one model; a failure is a row with its reason. `which`: a checkpoint folder or 'synthetic'. */
 export async function runModel(
@@ -17,7 +18,7 @@ export async function runModel(
 ): Promise<void> {
   const synthetic = which === 'synthetic' ? writeSyntheticModel(DEMONSTRATION_MODEL) : undefined;
   const dir = synthetic?.dir ?? which;
-  const group = synthetic === undefined ? `model ${which.split('/').pop()}` : `model: ${SYNTHETIC_NAME}`;
+  const group = `model ${basename(which)}`;
   try {
     // first, because the peak RSS that it reports is the process's
     for (const part of [runGeneration, runStages]) {

@@ -66,10 +66,6 @@ const CONFIG = {
   },
 };
 
-/** What the figures of this model stand for. */
-export const SYNTHETIC_NAME =
-  'random weights, bf16: 4 of 39 ViT-g layers, 4 of 12 Q-Former layers, 4 of 22 LLaMA-1.1B layers';
-
 /** Writes the checkpoint to a temporary folder beside which nothing else is kept; `remove` deletes it. */
 export function writeSyntheticModel(tokenizers: string): { dir: string; remove: () => void } {
   const dir = mkdtempSync(join(tmpdir(), 'qformer-bench-'));
