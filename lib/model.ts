@@ -74,7 +74,7 @@ export class Model {
     return this.#templates.languages;
   }
 
-  /** Describes an image. With `raw`, `prompt` is needed and stands alone. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
+  /** Describes an image. The caption prompt has no template, so `raw` changes nothing. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
   caption(image: ImageInput, options: CaptionOptions = {}): Generation {
     const params = captionParams(options);
     return this.#start('caption', {

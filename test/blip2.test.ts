@@ -2,7 +2,7 @@
 // and for BLIP-2 over a LLaMA; and how image rows find their place in a prompt.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Blip2} from '../lib/models/blip2.js';
+import type { Blip2 } from '../lib/models/blip2.js';
 import { mergeImageTokens, placeImageTokens } from '../lib/models/blip2.js';
 import type { ModelConfig } from '../lib/io/config.js';
 import type { Llama } from '../lib/models/llama.js';

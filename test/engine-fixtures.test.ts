@@ -110,6 +110,23 @@ describe.each([
     });
   });
 
+  it('gives the same bits from recorded graphs, from direct steps and from 16-token chunks', async () => {
+    const bits = async (options: LoadOptions): Promise<unknown[]> => {
+      const logprobs: unknown[] = [];
+      await withEngine(options, ({ engine, model }) => {
+        references.forEach(({ request }, id) => {
+          engine.add(idsSequence(id, model, { ...request, params: { ...request.params, logprobs: 5 } }));
+        });
+        for (const [id, result] of finishAll(engine)) logprobs[id] = result.logprobs;
+      });
+      return logprobs;
+    };
+    const direct = await bits({ decodeGraphs: false, maxBatchSize: 1, maxStepTokens: 4096 });
+    expect(direct.length).toBe(references.length);
+    expect(await bits({})).toEqual(direct);
+    expect(await bits({ maxStepTokens: 16 })).toEqual(direct);
+  });
+
   it('gives the log-probabilities of the reference at every step', async () => {
     await withEngine({}, ({ engine, model }) => {
       for (const { request, ids, logprobs } of references) {

@@ -160,6 +160,16 @@ describe('llama-gqa-tiny (8 query heads on 2 kv heads, bf16 weights)', () => {
     expect(wide!.ids).toEqual(stored!.ids);
   });
 
+  it('multiplies in bf16 where that is asked for, near the reference but not with its bits', async () => {
+    const rough = await loadForTest<VisionLanguageModel>(fixturePath('llama-gqa-tiny'), { dtype: 'bf16' });
+    const { promptLogits } = greedy(rough.languageModel as Llama, prompt('short0'), 1);
+    const logits = promptLogits.slice(-1000);
+    // 3e-1: what the fixture names for bf16 arithmetic
+    const worst = expectClose(logits, goldens.floats('short0.first_step_logits'), { atol: 3e-1 }, 'bf16 logits');
+    expect(worst).toBeGreaterThan(1e-3);
+    rough.dispose();
+  });
+
   it('refuses an id outside the vocabulary', () => {
     scope(() => {
       const invalid = expect.objectContaining({ code: 'INVALID_ARGUMENT' });

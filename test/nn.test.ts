@@ -12,6 +12,7 @@ import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.j
 
 /** A source that fills what is declared with sines of different phase; tensors belong to the scope around. */
 class SineSource implements ParameterSource {
+  readonly math = 'f32';
   readonly declared: [name: string, shape: readonly number[]][] = [];
 
   matrix(name: string, shape: readonly number[]): Parameter {

@@ -2,9 +2,10 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EngineClient } from '../lib/engine/client.js';
-import type { EngineRequest, RequestImage } from '../lib/engine/protocol.js';
+import type { EngineRequest, FromWorker, RequestImage, ToWorker, WorkerInit } from '../lib/engine/protocol.js';
 import { fixturePath, readImage } from './engine-models.js';
 import { ask, bundle, startClient, type Streamed } from './engine-worker.js';
 import { readFixture } from './safetensors-fixture.js';
@@ -59,6 +60,54 @@ describe('answers of the reference', () => {
       expect(tokenIds).toEqual(result.tokenIds);
       expect(result.finishReason).toBe('length');
     });
+    await closed(client);
+  });
+
+  it('are the same from a legacy checkpoint, which has no id for image rows', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'qformer-legacy-'));
+    try {
+      cpSync(VICUNA, dir, { recursive: true });
+      const config = JSON.parse(readFileSync(join(VICUNA, 'config.json'), 'utf8')) as Record<string, unknown>;
+      delete config.image_token_index;
+      writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
+      const client = await startClient(worker.url, dir);
+      expect(client.info.config.imageTokenId).toBeUndefined();
+      for (const { prompt, image: file, greedy_ids } of casesOf('instructblip-vicuna-tiny')) {
+        const params = { maxNewTokens: greedy_ids[0]!.length };
+        const { result } = await ask(client, { prompt: prompt!, images: [await image(file!)], params });
+        expect(result.tokenIds).toEqual(greedy_ids[0]);
+        expect(result.usage.imageTokens).toBe(8);
+      }
+      await closed(client);
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
+  });
+
+  it('an instruction longer than the Q-Former reads loses its beginning, not the request', async () => {
+    const client = await startClient(worker.url, VICUNA);
+    const request = {
+      prompt: 'What?',
+      images: [await image('images/img0.png')],
+      params: { maxNewTokens: 3, logprobs: true },
+    };
+    const tail = 'image '.repeat(70);
+    const long = await ask(client, { ...request, instruction: `fox ${tail}` });
+    const same = await ask(client, { ...request, instruction: `dog ${tail}` });
+    const other = await ask(client, { ...request, instruction: `${tail} fox` });
+    expect(same.result.logprobs).toEqual(long.result.logprobs);
+    expect(other.result.logprobs).not.toEqual(long.result.logprobs);
+    await closed(client);
+  });
+
+  it('drawn with one seed are repeated, with another they differ', async () => {
+    const client = await startClient(worker.url, LLAMA);
+    const draw = async (seed: number): Promise<string> =>
+      (await ask(client, { prompt: 'A', params: { temperature: 1.5, seed, maxNewTokens: 12 } })).text;
+    const first = await draw(7);
+    expect(await draw(7)).toBe(first);
+    // The high word of the seed counts as well.
+    expect(new Set([first, await draw(8), await draw(7 + 2 ** 40)]).size).toBe(3);
     await closed(client);
   });
 
@@ -296,4 +345,31 @@ it('NaN weights are that request’s FORMAT error, and the worker stays', async 
   } finally {
     rmSync(dir, { recursive: true });
   }
+});
+
+it('a worker that is terminated at any moment takes nothing else down', async () => {
+  const client = await startClient(worker.url, LLAMA);
+  const request = { prompt: 'The quick brown fox', params: { maxNewTokens: 30 } };
+  const expected = await ask(client, request);
+  const workerData: WorkerInit = { options: { dir: LLAMA, device: 'cpu' }, abortFlag: new SharedArrayBuffer(4) };
+  for (let round = 0; round < 12; round++) {
+    const victim = new Worker(worker.url, { workerData });
+    if (round % 4 > 0) {
+      await new Promise<void>((resolve) => {
+        victim.on('message', ({ type }: FromWorker) => {
+          if (type === 'ready')
+            victim.postMessage({
+              type: 'request',
+              id: 1,
+              request: { ...request, params: { maxNewTokens: 2000 } },
+            } satisfies ToWorker);
+          if (type === (round % 4 === 1 ? 'ready' : 'step')) resolve();
+        });
+      });
+    }
+    await new Promise((resolve) => setTimeout(resolve, 7 * (round % 3)));
+    await victim.terminate();
+  }
+  expect((await ask(client, request)).text).toBe(expected.text);
+  await closed(client);
 });

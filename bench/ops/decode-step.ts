@@ -42,6 +42,7 @@ export function decodeStepCases(smoke: boolean): Case[] {
 
 /** Parameters with random values, for modules that are measured without a checkpoint. */
 class RandomParameters implements ParameterSource {
+  readonly math = 'f32';
   readonly tensors: Tensor[] = [];
 
   constructor(

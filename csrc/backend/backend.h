@@ -277,8 +277,8 @@ typedef struct QfWarpLogits {
 } QfWarpLogits;
 
 // One token per row from the warped scores: the arg max (lowest id on ties) where temperature is 0, else inverse CDF in
-// id order at u = philox4x32-10(key = seed, counter = step). A row with a NaN, with +inf (an overflow upstream) or without
-// a finite score gives id -1.
+// id order at u = philox4x32-10(key = seed, counter = step). A row with a NaN, with +inf (an overflow upstream) or
+// without a finite score gives id -1.
 typedef struct QfSample {
   const float* scores;       // [batch, vocab] dense
   const float* temperature;  // [batch]

@@ -1,6 +1,7 @@
-// Record and replay. While a Graph is being recorded on a thread, ops are appended to it instead of run: a function pointer and
-// the bytes of its argument struct. Memory made during the recording comes from a pool that the graph owns, and is reused inside
-// the recording only, so that a replay overwrites nobody else's data. Tensors from outside are kept alive by the graph.
+// Record and replay. While a Graph is being recorded on a thread, ops are appended to it instead of run: a function
+// pointer and the bytes of its argument struct. Memory made during the recording comes from a pool that the graph owns,
+// and is reused inside the recording only, so that a replay overwrites nobody else's data. Tensors from outside are
+// kept alive by the graph.
 #pragma once
 
 #include <cstddef>

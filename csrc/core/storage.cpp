@@ -23,7 +23,8 @@ void* allocate_bytes(Device& device, int64_t bytes) {
 }  // namespace
 
 std::shared_ptr<Storage> Storage::allocate(Device& device, int64_t bytes) {
-  if (bytes > kMaxBytes) fail(ErrorCode::kOutOfMemory, "a tensor of %lld bytes is too large", static_cast<long long>(bytes));
+  if (bytes > kMaxBytes)
+    fail(ErrorCode::kOutOfMemory, "a tensor of %lld bytes is too large", static_cast<long long>(bytes));
   Graph* graph = Graph::recording();
   void* data = graph != nullptr ? graph->pool()->take(device, bytes) : allocate_bytes(device, bytes);
   auto storage = std::make_shared<Storage>(Key{}, device, data, bytes, false);

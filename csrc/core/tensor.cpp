@@ -59,15 +59,18 @@ Tensor empty_tensor(Device& device, const Shape& shape, int32_t dtype) {
 Tensor zeros_tensor(Device& device, const Shape& shape, int32_t dtype) {
   if (Graph::recording() != nullptr) fail(ErrorCode::kInvalidArgument, "zeros: cannot be recorded; make it before");
   Tensor x = empty_tensor(device, shape, dtype);
-  check_status(device, device.backend->fill_zero(device.index, x.data(), static_cast<size_t>(x.storage->bytes)), "zeros");
+  check_status(device, device.backend->fill_zero(device.index, x.data(), static_cast<size_t>(x.storage->bytes)),
+               "zeros");
   return x;
 }
 
 Tensor reshape(const Tensor& x, const Shape& shape) {
   if (shape.count() != x.count()) {
-    fail(ErrorCode::kShape, "reshape: %s does not have as many elements as %s", shape.text().c_str(), x.shape.text().c_str());
+    fail(ErrorCode::kShape, "reshape: %s does not have as many elements as %s", shape.text().c_str(),
+         x.shape.text().c_str());
   }
-  if (!x.is_dense()) fail(ErrorCode::kShape, "reshape: %s is a strided view; call contiguous() first", x.shape.text().c_str());
+  if (!x.is_dense())
+    fail(ErrorCode::kShape, "reshape: %s is a strided view; call contiguous() first", x.shape.text().c_str());
   Tensor y = x;
   y.shape = shape;
   y.strides = dense_strides(shape);
@@ -78,8 +81,9 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t end) {
   axis = check_axis("slice", x, axis);
   const int64_t extent = x.shape[static_cast<int>(axis)];
   if (start < 0 || end < start || end > extent) {
-    fail(ErrorCode::kInvalidArgument, "slice: [%lld, %lld) is not within axis %lld of %s", static_cast<long long>(start),
-         static_cast<long long>(end), static_cast<long long>(axis), x.shape.text().c_str());
+    fail(ErrorCode::kInvalidArgument, "slice: [%lld, %lld) is not within axis %lld of %s",
+         static_cast<long long>(start), static_cast<long long>(end), static_cast<long long>(axis),
+         x.shape.text().c_str());
   }
   Tensor y = x;
   y.offset += start * x.strides[axis];
@@ -112,7 +116,8 @@ Tensor transpose(const Tensor& x, int64_t axis_a, int64_t axis_b) {
 void upload(const Tensor& x, const void* source, int64_t bytes) {
   check_transfer("write", x, bytes);
   if (x.storage->read_only) fail(ErrorCode::kInvalidArgument, "write: the tensor is a read-only file mapping");
-  check_status(x.device(), x.device().backend->upload(x.device().index, x.data(), source, static_cast<size_t>(bytes)), "write");
+  check_status(x.device(), x.device().backend->upload(x.device().index, x.data(), source, static_cast<size_t>(bytes)),
+               "write");
 }
 
 void download(const Tensor& x, void* target, int64_t bytes) {

@@ -1,5 +1,5 @@
-// A tensor: a dtype, a shape and strides over reference-counted storage. Copying a Tensor shares the storage; a view is a Tensor
-// with another shape, strides or offset. Storage is freed with its last Tensor.
+// A tensor: a dtype, a shape and strides over reference-counted storage. Copying a Tensor shares the storage; a view is
+// a Tensor with another shape, strides or offset. Storage is freed with its last Tensor.
 #pragma once
 
 #include <array>

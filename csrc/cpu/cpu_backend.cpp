@@ -67,22 +67,21 @@ QfStatus fill_zero(int32_t, void* dst, size_t bytes) {
 
 QfStatus synchronize(int32_t) { return QF_OK; }
 
-constexpr QfBackend kBackend = {
-    .abi = QF_BACKEND_ABI,
-    .size = sizeof(QfBackend),
-    .name = "cpu",
-    .device_count = device_count,
-    .device_info = device_info,
-    .last_error = last_error,
-    .alloc = backend_alloc,
-    .free = backend_free,
-    .upload = copy_bytes,
-    .download = copy_bytes,
-    .fill_zero = fill_zero,
-    .synchronize = synchronize,
-    .host_memory = 1,
+constexpr QfBackend kBackend = {.abi = QF_BACKEND_ABI,
+                                .size = sizeof(QfBackend),
+                                .name = "cpu",
+                                .device_count = device_count,
+                                .device_info = device_info,
+                                .last_error = last_error,
+                                .alloc = backend_alloc,
+                                .free = backend_free,
+                                .upload = copy_bytes,
+                                .download = copy_bytes,
+                                .fill_zero = fill_zero,
+                                .synchronize = synchronize,
+                                .host_memory = 1,
 #define QF_CPU_TABLE_ENTRY(name, Args) .name = guarded<cpu::name, Args>,
-    QF_OPS(QF_CPU_TABLE_ENTRY)
+                                QF_OPS(QF_CPU_TABLE_ENTRY)
 #undef QF_CPU_TABLE_ENTRY
 };
 

@@ -1,4 +1,5 @@
-// Reads the affinity mask and the CPU quota of every cgroup from this process's own up to the root; the tightest one counts.
+// Reads the affinity mask and the CPU quota of every cgroup from this process's own up to the root; the tightest one
+// counts.
 
 #include "cpu_count.h"
 

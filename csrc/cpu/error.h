@@ -1,4 +1,5 @@
-// Failure reporting inside the CPU backend: a status plus a message kept for the calling thread (QfBackend::last_error).
+// Failure reporting inside the CPU backend: a status plus a message kept for the calling thread
+// (QfBackend::last_error).
 #pragma once
 
 #include "backend/backend.h"

@@ -1,5 +1,5 @@
-// The entry points of the CPU backend's op families, one function per op of QF_OPS, as cpu_backend.cpp puts them in the table.
-// An entry may throw std::bad_alloc: the table's guard turns it into QF_OUT_OF_MEMORY.
+// The entry points of the CPU backend's op families, one function per op of QF_OPS, as cpu_backend.cpp puts them in the
+// table. An entry may throw std::bad_alloc: the table's guard turns it into QF_OUT_OF_MEMORY.
 #pragma once
 
 #include "backend/backend.h"

@@ -1,5 +1,6 @@
-// f16 and bf16 as integer bit patterns, one element at a time: for instruction sets and tails without conversion instructions.
-// Included inside a namespace of the includer's choice through QF_ISA (simd_*.h), so that no symbol is shared across ISAs.
+// f16 and bf16 as integer bit patterns, one element at a time: for instruction sets and tails without conversion
+// instructions. Included inside a namespace of the includer's choice through QF_ISA (simd_*.h), so that no symbol is
+// shared across ISAs.
 #pragma once
 
 #include <stdint.h>
@@ -31,7 +32,8 @@ inline uint16_t float_to_bf16(float x) {
 inline float f16_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16;
   const uint32_t magnitude = h & 0x7fffu;
-  if (magnitude >= 0x7c00) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000u : 0));
+  if (magnitude >= 0x7c00)
+    return bits_float(sign | 0x7f800000u | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000u : 0));
   return bits_float(sign | float_bits(bits_float(magnitude << 13) * 0x1p112f));
 }
 
@@ -42,7 +44,8 @@ inline uint16_t float_to_f16(float x) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
-  if (magnitude < 0x38800000) return static_cast<uint16_t>(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000));
+  if (magnitude < 0x38800000)
+    return static_cast<uint16_t>(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000));
   return static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
 }
 

@@ -1,9 +1,9 @@
 // Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16.
 //
-// Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then applies
-// the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the weights stream by
-// once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight panels are packed into L1 on
-// the fly: n * k weights per block of up to kBlockRows rows.
+// Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
+// applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
+// weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight
+// panels are packed into L1 on the fly: n * k weights per block of up to kBlockRows rows.
 
 #include "linear.h"
 
@@ -72,12 +72,13 @@ void finish_block(const LinearCall& call, const float* sums, const float* up, in
 void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
   const int64_t max_rows = kernels().linear.max_rows;
   const int64_t group = ceil_div(call.m, ceil_div(call.m, max_rows));
-  float* sums = static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
+  float* sums =
+      static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
   float* up = call.w_up != nullptr ? sums + call.m * n : nullptr;
   const auto fill = [&](const void* w, float* out) {
     for (int64_t i = 0; i < call.m; i += group) {
-      dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i), offset(w, column * call.ldw, dot.w_size),
-               call.ldw, n, call.k, out + i * n, n);
+      dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i),
+               offset(w, column * call.ldw, dot.w_size), call.ldw, n, call.k, out + i * n, n);
     }
   };
   fill(call.w, sums);
@@ -110,8 +111,8 @@ PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, Operand x, i
   parallel_for(tiles, grain_for(0.2 * static_cast<double>(tile_m * call.k)), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t first = tile * tile_m;
-      dot.pack_x(offset(x.data, (row + first) * x.ld, dot.x_size), x.ld, std::min(tile_m, rows - first), call.k, tile, tiles,
-                 packed);
+      dot.pack_x(offset(x.data, (row + first) * x.ld, dot.x_size), x.ld, std::min(tile_m, rows - first), call.k, tile,
+                 tiles, packed);
     }
   });
   return {packed, row, rows, tiles};
@@ -124,7 +125,8 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   void* panel = thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_bytes));
   auto* waiting = static_cast<float*>(thread_scratch(
       Scratch::kAccumulators, static_cast<size_t>(padded_rows * table.tile_n * kernels().lanes) * sizeof(float)));
-  auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * padded_rows * ld) * sizeof(float)));
+  auto* sums =
+      static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * padded_rows * ld) * sizeof(float)));
   float* up = call.w_up != nullptr ? sums + padded_rows * ld : nullptr;
   const auto fill = [&](const void* w, float* out) {
     for (int64_t j = 0; j < n; j += table.tile_n) {

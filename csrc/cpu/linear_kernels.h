@@ -25,7 +25,8 @@ inline void round_x_to_bf16(const float* x, int64_t n, void* out) {
 }
 
 // y = act(sums + bias) + residual for one row of n elements.
-inline void finish_row(const float* sums, const float* bias, const float* residual, float* y, int64_t n, int32_t activation) {
+inline void finish_row(const float* sums, const float* bias, const float* residual, float* y, int64_t n,
+                       int32_t activation) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = smaller(kLanes, n - i);
     Vf value = load_partial(sums + i, count);
@@ -46,7 +47,8 @@ inline void finish_gated_row(const float* gate, const float* up, float* y, int64
 
 // y = w + scaling * sum over r of b[r] * a[r, :] for one row of n elements, rounded once to the type of w. r ascends.
 template <class Load, class Store>
-inline void lora_row(const float* a, const float* b, int64_t rank, int64_t n, float scaling, Load load_w, Store store_y) {
+inline void lora_row(const float* a, const float* b, int64_t rank, int64_t n, float scaling, Load load_w,
+                     Store store_y) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t count = smaller(kLanes, n - i);
     Vf delta = zero();
@@ -86,10 +88,10 @@ struct DotEntries {
   static void pack_x(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out) {
     pack_x_tile<Dot>(static_cast<const X*>(x), ldx, rows, k, tile, tiles, static_cast<X*>(out));
   }
-  static void panel(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k, void* packed_w,
-                    float* waiting, float* sums, int64_t ld_sums) {
-    dot_panel<Dot>(static_cast<const X*>(packed_x), tiles, static_cast<const W*>(w), ldw, columns, k, packed_w, waiting, sums,
-                   ld_sums);
+  static void panel(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
+                    void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
+    dot_panel<Dot>(static_cast<const X*>(packed_x), tiles, static_cast<const W*>(w), ldw, columns, k, packed_w, waiting,
+                   sums, ld_sums);
   }
 
   static constexpr DotKernels kTable = {sizeof(X), sizeof(W), Dot::kStep, rows, pack_x, panel};

@@ -1,8 +1,8 @@
-// The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a register
-// tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
+// The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a
+// register tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
 //   x: [k panel][tile][steps of the panel][kTileM][kStep]      w: [steps of the panel][kTileN][kStep]
-// A k panel has at most kPanelSteps steps, so that the panel of w stays in L1 while x streams by from L2. Between panels the
-// accumulators wait in memory, lanes and all, so blocking over k does not change an element's bits.
+// A k panel has at most kPanelSteps steps, so that the panel of w stays in L1 while x streams by from L2. Between
+// panels the accumulators wait in memory, lanes and all, so blocking over k does not change an element's bits.
 #pragma once
 
 #include "linear_dot.h"
@@ -29,13 +29,16 @@ inline Panels panels_of(int64_t k) {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Copies steps [first, last) of `valid` rows and zeros for the rest of `Rows`. `load(row, i)` and `load(row, i, n)` read w or x.
+// Copies steps [first, last) of `valid` rows and zeros for the rest of `Rows`. `load(row, i)` and `load(row, i, n)`
+// read w or x.
 template <class Dot, int Rows, class Load>
 inline void pack_steps(int64_t valid, int64_t first, int64_t last, int64_t k, typename Dot::Packed::X* out, Load load) {
   for (int64_t s = first; s < last; s++) {
     const int64_t i = s * Dot::kStep;
     for (int row = 0; row < Rows; row++, out += Dot::kStep) {
-      Dot::put(out, row >= valid ? Dot::nothing() : k - i >= Dot::kStep ? load(row, i, Dot::kStep) : load(row, i, k - i));
+      Dot::put(out, row >= valid          ? Dot::nothing()
+                    : k - i >= Dot::kStep ? load(row, i, Dot::kStep)
+                                          : load(row, i, k - i));
     }
   }
 }
@@ -56,8 +59,8 @@ void pack_x_tile(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k,
 
 // One register tile over one k panel; accumulators start from `waiting` unless `fresh`.
 template <class Packed>
-inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w, int64_t steps, bool fresh, bool finished,
-                        float* waiting, float* sums, int64_t ld_sums) {
+inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w, int64_t steps, bool fresh,
+                        bool finished, float* waiting, float* sums, int64_t ld_sums) {
   Vf sum[kTile];
 #pragma GCC unroll 32
   for (int i = 0; i < kTile; i++) sum[i] = fresh ? zero() : load(waiting + i * kLanes);
@@ -73,11 +76,11 @@ inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w
   for (int i = 0; i < kTile; i++) store(waiting + i * kLanes, sum[i]);
 }
 
-// sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows; writes kTileN columns, kTileM * tiles rows.
-// packed_w: kPanelBytes; waiting: kTile vectors per tile.
+// sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows; writes kTileN columns, kTileM *
+// tiles rows. packed_w: kPanelBytes; waiting: kTile vectors per tile.
 template <class Dot>
-void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns, int64_t k,
-               void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
+void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns,
+               int64_t k, void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
   using Packed = typename Dot::Packed;
   auto* panel = static_cast<typename Packed::X*>(packed_w);
   const Panels panels = panels_of<Dot>(k);

@@ -1,6 +1,6 @@
-// A model frees and allocates the same sizes at every step, and fresh pages cost a fault per 4 KiB: freed blocks wait in a free
-// list per size class. Classes are an eighth of a power of two apart, so a block wastes at most 12.5 %. The lists hold at most
-// kCacheLimit bytes; what does not fit goes back to the system.
+// A model frees and allocates the same sizes at every step, and fresh pages cost a fault per 4 KiB: freed blocks wait
+// in a free list per size class. Classes are an eighth of a power of two apart, so a block wastes at most 12.5 %. The
+// lists hold at most kCacheLimit bytes; what does not fit goes back to the system.
 
 #include "memory.h"
 
@@ -92,7 +92,8 @@ QfStatus allocate(size_t bytes, void** out) {
   const bool representable = bytes <= SIZE_MAX / 4;
   const size_t size = representable ? size_class(bytes) : 0;
   *out = representable ? take_cached(size) : nullptr;
-  // The kernel would grant far more than there is and end the process at first use, so what is available is asked first.
+  // The kernel would grant far more than there is and end the process at first use, so what is available is asked
+  // first.
   if (*out == nullptr && representable && (bytes < kCacheLimit || static_cast<int64_t>(bytes) <= available_memory())) {
     *out = std::aligned_alloc(kAlignment, size);
     if (*out == nullptr) {

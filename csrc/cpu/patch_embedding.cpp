@@ -1,5 +1,5 @@
-// The ViT's input: patches are copied out as rows [grid_h * grid_w, channels * patch²] (im2col without overlap) and go through
-// the linear kernels, with the positions as residual; row 0 of each image is the class token plus its position.
+// The ViT's input: patches are copied out as rows [grid_h * grid_w, channels * patch²] (im2col without overlap) and go
+// through the linear kernels, with the positions as residual; row 0 of each image is the class token plus its position.
 
 #include <cstring>
 

@@ -1,5 +1,5 @@
-// One growing buffer per slot and thread. A buffer far larger than its recent use is not shrunk: the pool's threads live as
-// long as the process and a model repeats its shapes.
+// One growing buffer per slot and thread. A buffer far larger than its recent use is not shrunk: the pool's threads
+// live as long as the process and a model repeats its shapes.
 
 #include "scratch.h"
 

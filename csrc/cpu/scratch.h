@@ -5,7 +5,8 @@
 
 namespace qformer::cpu {
 
-// Two calls with different slots may be alive at once on one thread; the same slot again invalidates the earlier buffer.
+// Two calls with different slots may be alive at once on one thread; the same slot again invalidates the earlier
+// buffer.
 enum class Scratch { kRoundedX, kPackedX, kPackedW, kAccumulators, kSums, kPatches, kRow, kExtra, kCount };
 
 // At least `bytes` of uninitialised memory owned by the calling thread; throws std::bad_alloc.

@@ -1,18 +1,18 @@
 // The vector type kernels are written in: Vf, the instruction set's widest f32 vector, with kLanes lanes.
 //
-// Included only by translation units in isa/, which define QF_ISA (a namespace name) and one of QF_ISA_{SCALAR,AVX2,AVX512,NEON}.
-// Everything lives in qformer::cpu::QF_ISA, so the same kernel source compiled twice never shares a symbol. For the same reason
-// kernel code uses no standard-library templates: their instances would be shared, whatever instruction set compiled them.
+// Included only by translation units in isa/, which define QF_ISA (a namespace name) and one of
+// QF_ISA_{SCALAR,AVX2,AVX512,NEON}. Everything lives in qformer::cpu::QF_ISA, so the same kernel source compiled twice
+// never shares a symbol. For the same reason kernel code uses no standard-library templates: their instances would be
+// shared, whatever instruction set compiled them.
 //
-// Each instruction set gives (all loads and stores unaligned; *_partial touch n elements only, 0 <= n <= kLanes, and fill with 0):
+// Each instruction set gives (all loads and stores unaligned; *_partial touch n elements only, 0 <= n <= kLanes, and
+// fill with 0):
 //   zero() broadcast(f) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)
-//   load_f16(p) load_bf16(p) store_f16(p, v) store_bf16(p, v) and their _partial forms, p a uint16_t*; stores round to nearest even
-//   a + b, a - b, a * b, a / b; fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b (one rounding but for scalar)
-//   vmax(a, b) vmin(a, b): b where either is NaN (NEON: NaN); vabs sqrt round_even
-//   pow2(v): 2^v for whole v in [-126, 127]
-//   less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b
-//   reduce_add(v): fixed tree, lanes i and i + L/2 first; reduce_add_lanes(v): kLanes of them at once; reduce_max(v) (NaN
-//   unspecified)
+//   load_f16(p) load_bf16(p) store_f16(p, v) store_bf16(p, v) and their _partial forms, p a uint16_t*; stores round to
+//   nearest even a + b, a - b, a * b, a / b; fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b (one rounding but for
+//   scalar) vmax(a, b) vmin(a, b): b where either is NaN (NEON: NaN); vabs sqrt round_even pow2(v): 2^v for whole v in
+//   [-126, 127] less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b reduce_add(v): fixed tree, lanes i and i +
+//   L/2 first; reduce_add_lanes(v): kLanes of them at once; reduce_max(v) (NaN unspecified)
 // simd_math.h adds exp, log, erf, tanh and the activations.
 #pragma once
 

@@ -85,7 +85,8 @@ inline float reduce_add(Vf a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by two.
+// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by
+// two.
 inline __m256 add_halves_of_8(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }

@@ -69,7 +69,9 @@ inline Vf load_bf16_partial(const uint16_t* p, int64_t n) { return from_bf16(loa
 inline void store_f16(uint16_t* p, Vf a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(a)); }
 inline void store_bf16(uint16_t* p, Vf a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(a)); }
 inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_f16(a)); }
-inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_bf16(a)); }
+inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), to_bf16(a));
+}
 
 inline __m128 fold_to_4(__m512 v) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -80,7 +82,8 @@ inline float reduce_add(Vf a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by two.
+// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by
+// two.
 inline __m512 add_halves_of_16(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }

@@ -1,8 +1,9 @@
 // exp, erf, tanh and the activations on Vf, from the operations of simd.h alone.
 //
-// Errors against exact values: exp 1 ulp where the result is normal (subnormal results are rounded twice), erf and tanh 3 ulp.
-// NaN stays NaN. Coefficients are our own fits: exp by least squares on Chebyshev nodes over [-ln2/2, ln2/2], erf and tanh
-// rational in x² by iteratively reweighted least squares of the relative error; outside the fitted range they are ±1 in f32.
+// Errors against exact values: exp 1 ulp where the result is normal (subnormal results are rounded twice), erf and tanh
+// 3 ulp. NaN stays NaN. Coefficients are our own fits: exp by least squares on Chebyshev nodes over [-ln2/2, ln2/2],
+// erf and tanh rational in x² by iteratively reweighted least squares of the relative error; outside the fitted range
+// they are ±1 in f32.
 #pragma once
 
 #include "backend/backend.h"

@@ -1,4 +1,5 @@
-// simd.h for any machine: 4 lanes of the compiler's generic vector type, no fused multiply-add. Also the reference for the others.
+// simd.h for any machine: 4 lanes of the compiler's generic vector type, no fused multiply-add. Also the reference for
+// the others.
 #pragma once
 
 #include <math.h>

@@ -1,6 +1,7 @@
 // One job at a time. Its progress is one 64-bit word, (epoch | chunks | next chunk): a thread claims a chunk by a
-// compare-exchange on that word, so a worker that wakes late can neither take part in a finished job nor read its descriptor.
-// The descriptor is written only while no chunk is claimed. The pool is never destroyed: sleeping workers end with the process.
+// compare-exchange on that word, so a worker that wakes late can neither take part in a finished job nor read its
+// descriptor. The descriptor is written only while no chunk is claimed. The pool is never destroyed: sleeping workers
+// end with the process.
 
 #include "thread_pool.h"
 

@@ -15,8 +15,9 @@ class OpFuzzer {
 
   void step() {
     static const std::vector<void (OpFuzzer::*)()> kOps = {
-        &OpFuzzer::views,     &OpFuzzer::linear, &OpFuzzer::norms,    &OpFuzzer::rope,  &OpFuzzer::attention, &OpFuzzer::paged,
-        &OpFuzzer::kv_append, &OpFuzzer::tokens, &OpFuzzer::sampling, &OpFuzzer::copies, &OpFuzzer::patches,   &OpFuzzer::lora,
+        &OpFuzzer::views,     &OpFuzzer::linear, &OpFuzzer::norms,     &OpFuzzer::rope,
+        &OpFuzzer::attention, &OpFuzzer::paged,  &OpFuzzer::kv_append, &OpFuzzer::tokens,
+        &OpFuzzer::sampling,  &OpFuzzer::copies, &OpFuzzer::patches,   &OpFuzzer::lora,
     };
     (this->*kOps[static_cast<size_t>(in_.byte()) % kOps.size()])();
   }
@@ -26,6 +27,12 @@ class OpFuzzer {
   Tensor i32(const Shape& shape) { return in_.tensor(device_, shape, QF_I32); }
   Tensor weight(const Shape& shape) { return in_.tensor(device_, shape, static_cast<int32_t>(in_.byte() % 3)); }
   int64_t dim(int64_t usual = 9) { return in_.extent(usual); }
+  // A product of extents, where a huge one would overflow before an op can refuse it.
+  static int64_t times(int64_t a, int64_t b) {
+    int64_t product = 0;
+    if (__builtin_mul_overflow(a, b, &product)) fail(ErrorCode::kShape, "too large for a fuzzer");
+    return product;
+  }
 
   // Now and then a tensor of another shape or a strided one takes the place of the right one.
   Tensor maybe_view(const Tensor& x) {
@@ -42,10 +49,12 @@ class OpFuzzer {
   }
   void linear() {
     const int64_t m = dim(40), n = dim(40), k = dim(70);
-    const Tensor x = f32(Shape{m, k}), w = maybe_view(weight(Shape{n, k})), bias = f32(Shape{n}), residual = f32(Shape{m, n});
+    const Tensor x = f32(Shape{m, k}), w = maybe_view(weight(Shape{n, k})), bias = f32(Shape{n}),
+                 residual = f32(Shape{m, n});
     const auto math = static_cast<int32_t>(in_.byte() % 3);
     const auto activation = static_cast<int32_t>(in_.byte() % 6);
-    fuzz::touch(ops::linear(x, w, in_.byte() % 2 ? &bias : nullptr, in_.byte() % 2 ? &residual : nullptr, activation, math));
+    fuzz::touch(
+        ops::linear(x, w, in_.byte() % 2 ? &bias : nullptr, in_.byte() % 2 ? &residual : nullptr, activation, math));
     fuzz::touch(ops::gated_linear(x, w, w, activation, math));
   }
   void norms() {
@@ -60,18 +69,19 @@ class OpFuzzer {
     fuzz::touch(ops::rope(f32(Shape{tokens, dim(4), d}), i32(Shape{tokens}), f32(Shape{d / 2})));
   }
   void attention() {
-    const int64_t kv_heads = dim(3), heads = kv_heads * dim(3), d = dim(40), batch = dim(4);
+    const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(40), batch = dim(4);
     const Tensor q = f32(Shape{dim(12), heads, d}), k = f32(Shape{dim(12), kv_heads, d}), v = f32(k.shape);
     fuzz::touch(ops::attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}), in_.number(),
                                static_cast<int32_t>(in_.byte() % 5), in_.extent(6)));
   }
   void paged() {
     const int64_t kv_heads = dim(3), d = dim(40), batch = dim(4);
-    const Tensor q = f32(Shape{dim(12), kv_heads * dim(3), d});
+    const Tensor q = f32(Shape{dim(12), times(kv_heads, dim(3)), d});
     const Shape cache{dim(6), dim(4), kv_heads, d};
     const auto dtype = static_cast<int32_t>(in_.byte() % 3);
     const Tensor k = in_.tensor(device_, cache, dtype), v = in_.tensor(device_, cache, dtype);
-    fuzz::touch(ops::paged_attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch, dim(4)}), i32(Shape{batch}), in_.number()));
+    fuzz::touch(ops::paged_attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch, dim(4)}), i32(Shape{batch}),
+                                     in_.number()));
   }
   void kv_append() {
     const int64_t heads = dim(3), d = dim(20), tokens = dim();
@@ -91,8 +101,10 @@ class OpFuzzer {
   void sampling() {
     const int64_t batch = dim(4), vocab = dim(60);
     const Tensor logits = in_.tensor(device_, Shape{batch, vocab}, QF_F32), temperature = f32(Shape{batch});
-    ops::penalize_logits(logits, i32(Shape{dim()}), i32(Shape{batch + 1}), i32(Shape{dim()}), i32(Shape{batch + 1}), f32(Shape{batch}));
-    const Tensor scores = ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}));
+    ops::penalize_logits(logits, i32(Shape{dim()}), i32(Shape{batch + 1}), i32(Shape{dim()}), i32(Shape{batch + 1}),
+                         f32(Shape{batch}));
+    const Tensor scores =
+        ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}));
     fuzz::touch(ops::sample(scores, temperature, i32(Shape{batch, 2}), i32(Shape{batch})));
     const ops::TopK best = ops::top_k(scores, dim(60));
     fuzz::touch(best.values);
@@ -108,10 +120,10 @@ class OpFuzzer {
   }
   void patches() {
     const int64_t patch = dim(4), channels = dim(3), d = dim(20), gh = dim(3), gw = dim(3);
-    const Tensor pixels = f32(Shape{dim(2), channels, gh * patch, gw * patch});
+    const Tensor pixels = f32(Shape{dim(2), channels, times(gh, patch), times(gw, patch)});
     const Tensor bias = f32(Shape{d});
     fuzz::touch(ops::patch_embedding(pixels, weight(Shape{d, channels, patch, patch}), in_.byte() % 2 ? &bias : nullptr,
-                                     f32(Shape{d}), f32(Shape{1 + gh * gw, d}), in_.byte() % 2));
+                                     f32(Shape{d}), f32(Shape{1 + times(gh, gw), d}), in_.byte() % 2));
   }
   void lora() {
     const int64_t out = dim(20), in = dim(20), rank = dim(5);

@@ -1,4 +1,5 @@
-// Turns fuzzer bytes into numbers, shapes and tensors. Running out of bytes yields zeros, so that every prefix is an input.
+// Turns fuzzer bytes into numbers, shapes and tensors. Running out of bytes yields zeros, so that every prefix is an
+// input.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ class Input {
   // A small extent; rarely a negative or huge one, which ops must refuse.
   int64_t extent(int64_t usual) {
     const uint8_t choice = byte();
-    if (choice == 255) return int64_t{1} << (20 + byte() % 44);
+    if (choice == 255) return int64_t{1} << (40 + byte() % 23);  // beyond any memory
     if (choice == 254) return -static_cast<int64_t>(byte());
     return choice % (usual + 1);
   }
@@ -41,7 +42,8 @@ class Input {
     return bytes;
   }
 
-  // A tensor of this shape with small numbers; i32 entries lie around the range of small shapes, so that they are often valid.
+  // A tensor of this shape with small numbers; i32 entries lie around the range of small shapes, so that they are often
+  // valid.
   Tensor tensor(Device& device, const Shape& shape, int32_t dtype) {
     const int64_t count = shape.count();
     if (count > 4096) fail(ErrorCode::kShape, "too large for a fuzzer");
@@ -56,7 +58,8 @@ class Input {
         const int32_t value = choice == 255 ? static_cast<int32_t>(wide()) : choice % 12 - (choice > 250 ? 12 : 0);
         std::memcpy(&bytes[static_cast<size_t>(i) * 4], &value, 4);
       } else {
-        for (size_t b = 0; b < qf_dtype_size(dtype); ++b) bytes[static_cast<size_t>(i) * qf_dtype_size(dtype) + b] = byte();
+        for (size_t b = 0; b < qf_dtype_size(dtype); ++b)
+          bytes[static_cast<size_t>(i) * qf_dtype_size(dtype) + b] = byte();
       }
     }
     upload(x, bytes.data(), static_cast<int64_t>(bytes.size()));

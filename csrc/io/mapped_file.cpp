@@ -25,7 +25,8 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
   } else if (info.st_size == 0) {
     problem = "is empty";
   }
-  void* data = problem == nullptr ? ::mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0) : nullptr;
+  void* data =
+      problem == nullptr ? ::mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0) : nullptr;
   if (data == MAP_FAILED) problem = std::strerror(errno);
   if (problem != nullptr) {
     ::close(fd);
@@ -45,7 +46,8 @@ const uint8_t* MappedFile::bytes(int64_t offset, int64_t length) const {
          static_cast<long long>(offset), static_cast<long long>(length), static_cast<long long>(size_));
   }
   struct stat info {};
-  if (::fstat(fd_, &info) != 0 || info.st_size < size_) fail(ErrorCode::kIo, "%s: the file shrank while in use", path_.c_str());
+  if (::fstat(fd_, &info) != 0 || info.st_size < size_)
+    fail(ErrorCode::kIo, "%s: the file shrank while in use", path_.c_str());
   return data_ + offset;
 }
 

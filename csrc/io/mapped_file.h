@@ -1,5 +1,6 @@
-// A read-only memory-mapped file. Tensors made from it borrow its pages, so a checkpoint costs address space, not memory, and the
-// kernel shares the pages between processes. POSIX; a file that is truncated while mapped faults when touched, as any mapping does.
+// A read-only memory-mapped file. Tensors made from it borrow its pages, so a checkpoint costs address space, not
+// memory, and the kernel shares the pages between processes. POSIX; a file that is truncated while mapped faults when
+// touched, as any mapping does.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ class MappedFile : public std::enable_shared_from_this<MappedFile> {
   int64_t size() const { return size_; }
   // Bytes [offset, offset + length). INVALID_ARGUMENT outside the file, IO when the file shrank since it was mapped.
   const uint8_t* bytes(int64_t offset, int64_t length) const;
-  // The tensor stored at `offset`: in place where the device reads host memory and the offset is aligned to the element size, else a copy.
+  // The tensor stored at `offset`: in place where the device reads host memory and the offset is aligned to the element
+  // size, else a copy.
   Tensor tensor(Device& device, int64_t offset, const Shape& shape, int32_t dtype);
 
  private:

@@ -1,5 +1,5 @@
-// The addon: one line per function that JavaScript can call. State lives in an Environment per JavaScript environment, so the
-// addon works in any number of worker threads.
+// The addon: one line per function that JavaScript can call. State lives in an Environment per JavaScript environment,
+// so the addon works in any number of worker threads.
 #include "cpu/cpu_backend.h"
 #include "napi/bind.h"
 #include "napi/tensors.h"

@@ -50,7 +50,8 @@ Shape read_shape(napi_env env, napi_value value, size_t position) {
   const std::vector<double> numbers = read_numbers(env, value, position);
   Shape shape;
   for (double number : numbers) {
-    if (number != std::trunc(number) || std::abs(number) > 9007199254740991.0) wrong_type(position, "an array of integers");
+    if (number != std::trunc(number) || std::abs(number) > 9007199254740991.0)
+      wrong_type(position, "an array of integers");
     if (number < 0) fail(ErrorCode::kShape, "a shape has no negative extent, got %.0f", number);
     shape.push_back(static_cast<int64_t>(number));
   }
@@ -72,7 +73,8 @@ void throw_error(napi_env env, Environment& environment, const Error& error) {
     plain.Set("code", code);
     thrown = plain.Value();
   } else {
-    thrown = environment.error_class.New({Napi::String::New(napi, code), Napi::String::New(napi, error.message), details});
+    thrown =
+        environment.error_class.New({Napi::String::New(napi, code), Napi::String::New(napi, error.message), details});
   }
   napi_throw(env, thrown);
 }

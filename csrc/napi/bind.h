@@ -1,6 +1,6 @@
-// Turns a C++ function into a JavaScript function from its signature: bind<&ops::rms_norm>(...) reads a tensor handle, another
-// one and a number, and returns the handle of the result. Numbers arrive as doubles; the TypeScript wrappers pass nothing else,
-// yet every argument is checked, because nothing that arrives here may crash the process.
+// Turns a C++ function into a JavaScript function from its signature: bind<&ops::rms_norm>(...) reads a tensor handle,
+// another one and a number, and returns the handle of the result. Numbers arrive as doubles; the TypeScript wrappers
+// pass nothing else, yet every argument is checked, because nothing that arrives here may crash the process.
 #pragma once
 
 #include <array>
@@ -44,7 +44,9 @@ struct Reader<const Tensor*> {  // 0 stands for "none"
 };
 template <>
 struct Reader<double> {
-  static double read(napi_env env, Environment&, napi_value value, size_t position) { return read_number(env, value, position); }
+  static double read(napi_env env, Environment&, napi_value value, size_t position) {
+    return read_number(env, value, position);
+  }
 };
 template <>
 struct Reader<bool> {
@@ -54,7 +56,9 @@ struct Reader<bool> {
 };
 template <>
 struct Reader<const Shape&> {
-  static Shape read(napi_env env, Environment&, napi_value value, size_t position) { return read_shape(env, value, position); }
+  static Shape read(napi_env env, Environment&, napi_value value, size_t position) {
+    return read_shape(env, value, position);
+  }
 };
 template <>
 struct Reader<const std::array<double, 3>&> {
@@ -105,7 +109,8 @@ struct Binding<Function, Result (*)(Environment&, Napi::Env, Args...)> {
       Function(environment, Napi::Env(env), Reader<Args>::read(env, environment, argv[I], I)...);
       return nullptr;
     } else {
-      return write_result(env, environment, Function(environment, Napi::Env(env), Reader<Args>::read(env, environment, argv[I], I)...));
+      return write_result(env, environment,
+                          Function(environment, Napi::Env(env), Reader<Args>::read(env, environment, argv[I], I)...));
     }
   }
   static constexpr size_t kArity = sizeof...(Args);

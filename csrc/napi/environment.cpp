@@ -6,7 +6,8 @@ namespace qformer::napi {
 
 Handle Environment::add(Tensor tensor) {
   const Handle handle = tensors_.add(Owned{std::move(tensor), scope_depth()});
-  if (handle == 0) fail(ErrorCode::kOutOfMemory, "%lld tensors are live: dispose some", static_cast<long long>(kMaxSlots));
+  if (handle == 0)
+    fail(ErrorCode::kOutOfMemory, "%lld tensors are live: dispose some", static_cast<long long>(kMaxSlots));
   if (depth_ > 0) innermost().push_back(handle);
   return handle;
 }

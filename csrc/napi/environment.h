@@ -1,5 +1,5 @@
-// What one JavaScript environment (main thread or worker) owns: its tensors, scopes, graphs and mapped files. Destroyed with the
-// environment, which frees everything a terminated worker left behind.
+// What one JavaScript environment (main thread or worker) owns: its tensors, scopes, graphs and mapped files. Destroyed
+// with the environment, which frees everything a terminated worker left behind.
 #pragma once
 
 #include <napi.h>

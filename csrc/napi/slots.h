@@ -1,5 +1,5 @@
-// Integer handles with generations. A handle is slot + generation · 2²², an exact double in JavaScript; reusing a slot changes its
-// generation, so that a stale handle is recognised instead of naming somebody else's object.
+// Integer handles with generations. A handle is slot + generation · 2²², an exact double in JavaScript; reusing a slot
+// changes its generation, so that a stale handle is recognised instead of naming somebody else's object.
 #pragma once
 
 #include <cstdint>

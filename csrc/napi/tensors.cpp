@@ -46,7 +46,8 @@ Tensor create(Environment&, Napi::Env, const Shape& shape, int64_t dtype, const 
   return zeroed ? zeros_tensor(target, shape, check_dtype(dtype)) : empty_tensor(target, shape, check_dtype(dtype));
 }
 
-Tensor from_data(Environment&, Napi::Env env, napi_value data, const Shape& shape, int64_t dtype, const std::string& device) {
+Tensor from_data(Environment&, Napi::Env env, napi_value data, const Shape& shape, int64_t dtype,
+                 const std::string& device) {
   const Bytes bytes = read_typed_array(env, data);
   if (Graph::recording() != nullptr) {
     fail(ErrorCode::kInvalidArgument, "fromArray: host data cannot be recorded; make it before and keep it");
@@ -78,7 +79,8 @@ napi_value shape_of(Environment&, Napi::Env env, const Tensor& x) {
   napi_value shape = nullptr;
   napi_create_array_with_length(env, static_cast<size_t>(x.rank()), &shape);
   for (int axis = 0; axis < x.rank(); ++axis) {
-    napi_set_element(env, shape, static_cast<uint32_t>(axis), Napi::Number::New(env, static_cast<double>(x.shape[axis])));
+    napi_set_element(env, shape, static_cast<uint32_t>(axis),
+                     Napi::Number::New(env, static_cast<double>(x.shape[axis])));
   }
   return shape;
 }

@@ -1,4 +1,5 @@
-// The functions behind the Tensor class, scopes, graphs, mapped files and devices. Each becomes one JavaScript function.
+// The functions behind the Tensor class, scopes, graphs, mapped files and devices. Each becomes one JavaScript
+// function.
 #pragma once
 
 #include "napi/environment.h"
@@ -7,7 +8,8 @@ namespace qformer::napi {
 
 // Tensors
 Tensor create(Environment&, Napi::Env, const Shape& shape, int64_t dtype, const std::string& device, bool zeroed);
-Tensor from_data(Environment&, Napi::Env, napi_value data, const Shape& shape, int64_t dtype, const std::string& device);
+Tensor from_data(Environment&, Napi::Env, napi_value data, const Shape& shape, int64_t dtype,
+                 const std::string& device);
 void write(Environment&, Napi::Env, const Tensor& x, napi_value data);
 napi_value read(Environment&, Napi::Env, const Tensor& x);
 napi_value shape_of(Environment&, Napi::Env, const Tensor& x);
@@ -34,7 +36,8 @@ void graph_dispose(Environment&, Napi::Env, int64_t graph);
 double file_open(Environment&, Napi::Env, const std::string& path);
 double file_size(Environment&, Napi::Env, int64_t file);
 napi_value file_bytes(Environment&, Napi::Env, int64_t file, int64_t offset, int64_t length);
-Tensor file_tensor(Environment&, Napi::Env, int64_t file, int64_t offset, const Shape& shape, int64_t dtype, const std::string& device);
+Tensor file_tensor(Environment&, Napi::Env, int64_t file, int64_t offset, const Shape& shape, int64_t dtype,
+                   const std::string& device);
 void file_close(Environment&, Napi::Env, int64_t file);
 
 // Devices and the process

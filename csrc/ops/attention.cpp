@@ -15,7 +15,7 @@ int64_t check_cu_seqlens(const char* op, const char* name, const Tensor& x) {
 }
 
 void check_heads(const char* op, int64_t heads, int64_t kv_heads) {
-  if (kv_heads > 0 && heads % kv_heads == 0) return;
+  if (kv_heads > 0 && heads > 0 && heads % kv_heads == 0) return;
   fail(ErrorCode::kShape, "%s: %lld heads cannot share %lld kv heads", op, static_cast<long long>(heads),
        static_cast<long long>(kv_heads));
 }
@@ -42,18 +42,20 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
   Device& device = common_device(kOp, x, {&positions, &inv_freq});
   const int64_t stride = token_stride(kOp, "x", x);
   const int64_t head_dim = x.shape[2];
-  if (head_dim % 2 != 0) fail(ErrorCode::kShape, "rope: head_dim must be even, got %lld", static_cast<long long>(head_dim));
+  if (head_dim % 2 != 0)
+    fail(ErrorCode::kShape, "rope: head_dim must be even, got %lld", static_cast<long long>(head_dim));
   check_vector(kOp, "positions", positions, x.shape[0], QF_I32);
   check_vector(kOp, "invFreq", inv_freq, head_dim / 2, QF_F32);
   Tensor y = empty_tensor(device, x.shape, QF_F32);
-  const QfRope args{x.as<float>(), positions.as<int32_t>(), inv_freq.as<float>(), y.as<float>(),
-                    x.shape[0],    x.shape[1],              head_dim,             stride};
+  const QfRope args{
+      x.as<float>(), positions.as<int32_t>(), inv_freq.as<float>(), y.as<float>(), x.shape[0], x.shape[1], head_dim,
+      stride};
   launch(device, kOp, device.backend->rope, args, x, positions, inv_freq, y);
   return y;
 }
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                 double scale, int32_t mask, int64_t num_query) {
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+                 const Tensor& cu_seqlens_k, double scale, int32_t mask, int64_t num_query) {
   constexpr const char* kOp = "attention";
   Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k});
   QfAttention args{};
@@ -86,7 +88,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   return o;
 }
 
-void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache, const Tensor& slot_mapping) {
+void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
+               const Tensor& slot_mapping) {
   constexpr const char* kOp = "kvAppend";
   Device& device = common_device(kOp, k, {&v, &k_cache, &v_cache, &slot_mapping});
   QfKvAppend args{};
@@ -143,7 +146,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   args.max_blocks = block_table.shape[1];
   args.scale = static_cast<float>(scale);
   args.cache_dtype = k_cache.dtype;
-  launch(device, kOp, device.backend->paged_attention, args, q, k_cache, v_cache, cu_seqlens_q, block_table, context_lens, o);
+  launch(device, kOp, device.backend->paged_attention, args, q, k_cache, v_cache, cu_seqlens_q, block_table,
+         context_lens, o);
   return o;
 }
 

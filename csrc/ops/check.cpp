@@ -77,7 +77,8 @@ int64_t token_stride(const char* op, const char* name, const Tensor& x) {
   const bool dense_head = x.shape[2] <= 1 || x.strides[2] == 1;
   const bool dense_token = x.shape[1] <= 1 || x.strides[1] == x.shape[2];
   if (x.count() > 0 && !(dense_head && dense_token)) {
-    fail(ErrorCode::kShape, "%s: the heads of %s %s are not dense; call contiguous() first", op, name, x.shape.text().c_str());
+    fail(ErrorCode::kShape, "%s: the heads of %s %s are not dense; call contiguous() first", op, name,
+         x.shape.text().c_str());
   }
   return x.shape[0] <= 1 ? x.shape[1] * x.shape[2] : x.strides[0];
 }

@@ -1,4 +1,5 @@
-// Elementwise arithmetic, activations, conversion and strided copies. See QfBinaryArgs, QfUnary and QfCopy in backend/backend.h.
+// Elementwise arithmetic, activations, conversion and strided copies. See QfBinaryArgs, QfUnary and QfCopy in
+// backend/backend.h.
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -54,7 +55,13 @@ Tensor unary(const Tensor& x, int32_t activation, double scale, double shift) {
   check_range(kOp, "activation", activation, QF_ACT_NONE, QF_ACT_SILU);
   const Rows rows = rows_of(kOp, "x", x);
   Tensor y = empty_tensor(x.device(), x.shape, QF_F32);
-  const QfUnary args{x.as<float>(), y.as<float>(), rows.rows, rows.cols, rows.ld, activation, static_cast<float>(scale),
+  const QfUnary args{x.as<float>(),
+                     y.as<float>(),
+                     rows.rows,
+                     rows.cols,
+                     rows.ld,
+                     activation,
+                     static_cast<float>(scale),
                      static_cast<float>(shift)};
   launch(x.device(), kOp, x.device().backend->unary, args, x, y);
   return y;

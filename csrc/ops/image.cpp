@@ -30,7 +30,8 @@ Tensor resize_bicubic(const Tensor& x, int64_t out_height, int64_t out_width) {
   return y;
 }
 
-Tensor normalize_image(const Tensor& x, double rescale, const std::array<double, 3>& mean, const std::array<double, 3>& std) {
+Tensor normalize_image(const Tensor& x, double rescale, const std::array<double, 3>& mean,
+                       const std::array<double, 3>& std) {
   constexpr const char* kOp = "normalizeImage";
   check_pixels(kOp, x);
   Tensor y = empty_tensor(x.device(), Shape{3, x.shape[0], x.shape[1]}, QF_F32);

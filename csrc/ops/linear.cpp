@@ -1,4 +1,5 @@
-// Linear layers: checks and dispatch. See QfLinear, QfGatedLinear, QfPatchEmbedding and QfLoraMerge in backend/backend.h.
+// Linear layers: checks and dispatch. See QfLinear, QfGatedLinear, QfPatchEmbedding and QfLoraMerge in
+// backend/backend.h.
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -9,7 +10,8 @@ void check_weight(const char* op, const char* name, const Tensor& w) {
   check_rank(op, name, w, 2, "[n, k]");
   check_dtype(op, name, w, {QF_F32, QF_F16, QF_BF16});
   if (w.count() > 0 && w.shape[1] > 1 && w.strides[1] != 1) {
-    fail(ErrorCode::kShape, "%s: the rows of %s %s are not dense; call contiguous() first", op, name, w.shape.text().c_str());
+    fail(ErrorCode::kShape, "%s: the rows of %s %s are not dense; call contiguous() first", op, name,
+         w.shape.text().c_str());
   }
 }
 
@@ -32,7 +34,8 @@ void check_modes(const char* op, int32_t activation, int32_t math) {
 
 }  // namespace
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor* residual, int32_t activation, int32_t math) {
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor* residual, int32_t activation,
+              int32_t math) {
   constexpr const char* kOp = "linear";
   Device& device = common_device(kOp, x, {&w, bias, residual});
   check_weight(kOp, "w", w);
@@ -65,7 +68,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor
   args.w_dtype = w.dtype;
   args.activation = activation;
   args.math = math;
-  launch(device, kOp, device.backend->linear, args, x, w, bias != nullptr ? *bias : x, residual != nullptr ? *residual : x, y);
+  launch(device, kOp, device.backend->linear, args, x, w, bias != nullptr ? *bias : x,
+         residual != nullptr ? *residual : x, y);
   return y;
 }
 
@@ -78,7 +82,8 @@ Tensor gated_linear(const Tensor& x, const Tensor& w_gate, const Tensor& w_up, i
   check_dtype(kOp, "wUp", w_up, {w_gate.dtype});
   const Rows rows = check_input(kOp, x, w_gate);
   check_modes(kOp, activation, math);
-  if (row_stride(w_gate) != row_stride(w_up)) fail(ErrorCode::kShape, "gatedLinear: wGate and wUp must have equal row strides");
+  if (row_stride(w_gate) != row_stride(w_up))
+    fail(ErrorCode::kShape, "gatedLinear: wGate and wUp must have equal row strides");
   Tensor y = empty_tensor(device, with_last(x.shape, w_gate.shape[0]), QF_F32);
   QfGatedLinear args{};
   args.x = x.data();
@@ -168,7 +173,8 @@ Tensor patch_embedding(const Tensor& x, const Tensor& w, const Tensor* bias, con
   args.dim = dim;
   args.w_dtype = w.dtype;
   args.math = math;
-  launch(device, kOp, device.backend->patch_embedding, args, x, w, bias != nullptr ? *bias : x, class_embedding, positions, y);
+  launch(device, kOp, device.backend->patch_embedding, args, x, w, bias != nullptr ? *bias : x, class_embedding,
+         positions, y);
   return y;
 }
 

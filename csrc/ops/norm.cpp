@@ -12,8 +12,8 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
   check_vector(kOp, "weight", weight, rows.cols, QF_F32);
   check_vector(kOp, "bias", bias, rows.cols, QF_F32);
   Tensor y = empty_tensor(device, x.shape, QF_F32);
-  const QfLayerNorm args{x.as<float>(), weight.as<float>(), bias.as<float>(),        y.as<float>(),
-                         rows.rows,     rows.cols,          rows.ld, static_cast<float>(eps)};
+  const QfLayerNorm args{x.as<float>(), weight.as<float>(), bias.as<float>(), y.as<float>(),
+                         rows.rows,     rows.cols,          rows.ld,          static_cast<float>(eps)};
   launch(device, kOp, device.backend->layer_norm, args, x, weight, bias, y);
   return y;
 }
@@ -25,7 +25,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const Rows rows = rows_of(kOp, "x", x);
   check_vector(kOp, "weight", weight, rows.cols, QF_F32);
   Tensor y = empty_tensor(device, x.shape, QF_F32);
-  const QfRmsNorm args{x.as<float>(), weight.as<float>(), y.as<float>(), rows.rows, rows.cols, rows.ld, static_cast<float>(eps)};
+  const QfRmsNorm args{x.as<float>(), weight.as<float>(),     y.as<float>(), rows.rows, rows.cols,
+                       rows.ld,       static_cast<float>(eps)};
   launch(device, kOp, device.backend->rms_norm, args, x, weight, y);
   return y;
 }

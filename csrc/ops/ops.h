@@ -1,6 +1,6 @@
-// Every op of the library: shapes, dtypes and devices are checked here, once; the result is allocated; the backend does the work.
-// Activations are f32. Errors: SHAPE, DTYPE, DEVICE, INVALID_ARGUMENT with messages of the form
-// "rmsNorm: weight must be [2560], got [2048]". Formulas and layouts stand at the argument structs in backend/backend.h.
+// Every op of the library: shapes, dtypes and devices are checked here, once; the result is allocated; the backend does
+// the work. Activations are f32. Errors: SHAPE, DTYPE, DEVICE, INVALID_ARGUMENT with messages of the form "rmsNorm:
+// weight must be [2560], got [2048]". Formulas and layouts stand at the argument structs in backend/backend.h.
 #pragma once
 
 #include "core/graph.h"
@@ -8,8 +8,10 @@
 
 namespace qformer::ops {
 
-// act(x · wᵀ + bias) + residual. x: [..., k] f32, w: [n, k] f32|f16|bf16, bias: [n] f32, residual: [..., n] f32 → [..., n] f32
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor* residual, int32_t activation, int32_t math);
+// act(x · wᵀ + bias) + residual. x: [..., k] f32, w: [n, k] f32|f16|bf16, bias: [n] f32, residual: [..., n] f32 → [...,
+// n] f32
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor* residual, int32_t activation,
+              int32_t math);
 // act(x · w_gateᵀ) * (x · w_upᵀ). w_gate, w_up: [n, k] of one dtype → [..., n] f32
 Tensor gated_linear(const Tensor& x, const Tensor& w_gate, const Tensor& w_up, int32_t activation, int32_t math);
 // w + scaling * b · a, rounded once. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 → [out, in] of w's dtype
@@ -24,11 +26,14 @@ Tensor softmax(const Tensor& x, bool log);
 // x: [tokens, heads, head_dim] f32, positions: [tokens] i32, inv_freq: [head_dim / 2] f32
 Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
 // q: [tokens_q, heads, head_dim], k, v: [tokens_k, kv_heads, head_dim] f32, cu_seqlens: [batch + 1] i32 → like q, dense
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                 double scale, int32_t mask, int64_t num_query);
-// k, v: [tokens, kv_heads, head_dim] f32, caches: [blocks, block_size, kv_heads, head_dim], slot_mapping: [tokens] i32; in place
-void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache, const Tensor& slot_mapping);
-// q: [tokens, heads, head_dim] f32, cu_seqlens_q: [batch + 1], block_table: [batch, max_blocks], context_lens: [batch] i32
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+                 const Tensor& cu_seqlens_k, double scale, int32_t mask, int64_t num_query);
+// k, v: [tokens, kv_heads, head_dim] f32, caches: [blocks, block_size, kv_heads, head_dim], slot_mapping: [tokens] i32;
+// in place
+void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
+               const Tensor& slot_mapping);
+// q: [tokens, heads, head_dim] f32, cu_seqlens_q: [batch + 1], block_table: [batch, max_blocks], context_lens: [batch]
+// i32
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
                        const Tensor& block_table, const Tensor& context_lens, double scale);
 
@@ -51,9 +56,10 @@ void copy_into(const Tensor& dst, const Tensor& src);
 // x: [height, width, 3] u8 → [out_height, out_width, 3] u8
 Tensor resize_bicubic(const Tensor& x, int64_t out_height, int64_t out_width);
 // x: [height, width, 3] u8, mean and std: [3] → [3, height, width] f32
-Tensor normalize_image(const Tensor& x, double rescale, const std::array<double, 3>& mean, const std::array<double, 3>& std);
-// x: [batch, channels, height, width] f32, w: [dim, channels, patch, patch], class_embedding: [dim], positions: [1 + grid, dim]
-// → [batch * (1 + grid), dim] f32
+Tensor normalize_image(const Tensor& x, double rescale, const std::array<double, 3>& mean,
+                       const std::array<double, 3>& std);
+// x: [batch, channels, height, width] f32, w: [dim, channels, patch, patch], class_embedding: [dim], positions: [1 +
+// grid, dim] → [batch * (1 + grid), dim] f32
 Tensor patch_embedding(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor& class_embedding,
                        const Tensor& positions, int32_t math);
 
@@ -61,7 +67,8 @@ Tensor patch_embedding(const Tensor& x, const Tensor& w, const Tensor* bias, con
 void penalize_logits(const Tensor& logits, const Tensor& history, const Tensor& cu_history, const Tensor& banned,
                      const Tensor& cu_banned, const Tensor& repetition_penalty);
 // temperature, top_p, min_p: [batch] f32, top_k: [batch] i32
-Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p);
+Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                   const Tensor& min_p);
 // scores: [batch, vocab] f32, seed: [batch, 2] i32, step: [batch] i32 → ids [batch] i32
 Tensor sample(const Tensor& scores, const Tensor& temperature, const Tensor& seed, const Tensor& step);
 struct TopK {

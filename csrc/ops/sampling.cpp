@@ -31,13 +31,22 @@ void penalize_logits(const Tensor& logits, const Tensor& history, const Tensor& 
   check_vector(kOp, "cuHistory", cu_history, batch + 1, QF_I32);
   check_vector(kOp, "cuBanned", cu_banned, batch + 1, QF_I32);
   check_vector(kOp, "repetitionPenalty", repetition_penalty, batch, QF_F32);
-  const QfPenalizeLogits args{logits.as<float>(),      history.as<int32_t>(),          cu_history.as<int32_t>(), banned.as<int32_t>(),
-                              cu_banned.as<int32_t>(), repetition_penalty.as<float>(), batch,                    logits.shape[1],
-                              history.shape[0],        banned.shape[0]};
-  launch(device, kOp, device.backend->penalize_logits, args, logits, history, cu_history, banned, cu_banned, repetition_penalty);
+  const QfPenalizeLogits args{logits.as<float>(),
+                              history.as<int32_t>(),
+                              cu_history.as<int32_t>(),
+                              banned.as<int32_t>(),
+                              cu_banned.as<int32_t>(),
+                              repetition_penalty.as<float>(),
+                              batch,
+                              logits.shape[1],
+                              history.shape[0],
+                              banned.shape[0]};
+  launch(device, kOp, device.backend->penalize_logits, args, logits, history, cu_history, banned, cu_banned,
+         repetition_penalty);
 }
 
-Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& min_p) {
+Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                   const Tensor& min_p) {
   constexpr const char* kOp = "warpLogits";
   Device& device = common_device(kOp, logits, {&temperature, &top_k, &top_p, &min_p});
   check_logits(kOp, "logits", logits);
@@ -47,8 +56,14 @@ Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor
   check_vector(kOp, "topP", top_p, batch, QF_F32);
   check_vector(kOp, "minP", min_p, batch, QF_F32);
   Tensor scores = empty_tensor(device, logits.shape, QF_F32);
-  const QfWarpLogits args{logits.as<float>(), scores.as<float>(), temperature.as<float>(), top_k.as<int32_t>(),
-                          top_p.as<float>(),  min_p.as<float>(),  batch,                   logits.shape[1]};
+  const QfWarpLogits args{logits.as<float>(),
+                          scores.as<float>(),
+                          temperature.as<float>(),
+                          top_k.as<int32_t>(),
+                          top_p.as<float>(),
+                          min_p.as<float>(),
+                          batch,
+                          logits.shape[1]};
   launch(device, kOp, device.backend->warp_logits, args, logits, temperature, top_k, top_p, min_p, scores);
   return scores;
 }
@@ -64,8 +79,9 @@ Tensor sample(const Tensor& scores, const Tensor& temperature, const Tensor& see
   check_dense(kOp, "seed", seed);
   check_vector(kOp, "step", step, batch, QF_I32);
   Tensor ids = empty_tensor(device, Shape{batch}, QF_I32);
-  const QfSample args{scores.as<float>(), temperature.as<float>(), seed.as<int32_t>(), step.as<int32_t>(),
-                      ids.as<int32_t>(),  batch,                   scores.shape[1]};
+  const QfSample args{scores.as<float>(), temperature.as<float>(), seed.as<int32_t>(),
+                      step.as<int32_t>(), ids.as<int32_t>(),       batch,
+                      scores.shape[1]};
   launch(device, kOp, device.backend->sample, args, scores, temperature, seed, step, ids);
   return ids;
 }

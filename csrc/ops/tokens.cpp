@@ -12,8 +12,8 @@ Tensor gather(const char* op, const char* name, const Tensor& table, const Tenso
   check_rank(op, "ids", ids, 1, "[tokens]");
   check_vector(op, "ids", ids, ids.shape[0], QF_I32);
   Tensor y = empty_tensor(device, Shape{ids.shape[0], rows.cols}, out_dtype);
-  const QfGatherRows args{table.data(), ids.as<int32_t>(), y.data(), rows.rows, rows.cols, ids.shape[0], rows.ld,
-                          table.dtype,  out_dtype};
+  const QfGatherRows args{table.data(), ids.as<int32_t>(), y.data(),    rows.rows, rows.cols,
+                          ids.shape[0], rows.ld,           table.dtype, out_dtype};
   launch(device, op, device.backend->gather_rows, args, table, ids, y);
   return y;
 }
@@ -39,7 +39,8 @@ void scatter_rows(const Tensor& dst, const Tensor& ids, const Tensor& src) {
   check_f32(kOp, "src", src);
   check_shape(kOp, "src", src, Shape{ids.shape[0], to.cols});
   const Rows from = rows_of(kOp, "src", src);
-  const QfScatterRows args{dst.as<float>(), ids.as<int32_t>(), src.as<float>(), to.rows, to.cols, ids.shape[0], to.ld, from.ld};
+  const QfScatterRows args{dst.as<float>(), ids.as<int32_t>(), src.as<float>(), to.rows,
+                           to.cols,         ids.shape[0],      to.ld,           from.ld};
   launch(device, kOp, device.backend->scatter_rows, args, dst, ids, src);
 }
 

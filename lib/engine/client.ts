@@ -109,6 +109,8 @@ export class EngineClient {
     } catch (error) {
       Atomics.store(new Int32Array(client.#abortFlag), 0, 1);
       client.#failure ??= error as QFormerError;
+      // A worker that had become ready meanwhile looks at its messages, not at the flag.
+      client.#send({ type: 'shutdown' });
       await client.#leave();
       throw signal?.aborted ? aborted(signal) : error;
     } finally {

@@ -18,6 +18,7 @@ export class Llama implements LanguageModel {
   readonly layers: readonly LlamaLayer[];
   readonly norm: RmsNorm;
   readonly lmHead: Parameter;
+  readonly #math: ops.Math;
 
   constructor(
     source: ParameterSource,
@@ -34,6 +35,7 @@ export class Llama implements LanguageModel {
       (_, i) => new LlamaLayer(source, `${prefix}model.layers.${i}`, config, invFreq),
     );
     this.norm = new RmsNorm(source, `${prefix}model.norm`, hiddenSize, rmsNormEps);
+    this.#math = source.math;
     this.lmHead = this.#declareHead(source, `${prefix}lm_head.weight`);
   }
 
@@ -73,7 +75,7 @@ export class Llama implements LanguageModel {
   }
 
   logits(hidden: Tensor): Tensor {
-    return ops.linear(hidden, this.lmHead.tensor);
+    return ops.linear(hidden, this.lmHead.tensor, { math: this.#math });
   }
 
   // A tied head is the embedding table; a copy of it in the file is read by nobody.
@@ -124,6 +126,7 @@ export class LlamaLayer {
     const normed = this.postAttentionLayernorm.forward(attended);
     const inner = ops.gatedLinear(normed, this.gateProj.weight.tensor, this.upProj.weight.tensor, {
       activation: this.config.hiddenAct,
+      math: this.gateProj.math,
     });
     return this.downProj.forward(inner, { residual: attended });
   }

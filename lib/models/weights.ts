@@ -9,7 +9,7 @@ import { QFormerError } from '../errors.js';
 import { ANY, Parameter, type ParameterSource } from '../nn/parameter.js';
 import { keep, MappedFile, scope, Tensor, type Dtype } from '../tensor/index.js';
 
-/** Where weights live and in which dtype; 'auto' keeps matrices as stored. */
+/** Where weights live and in which dtype; 'auto' keeps matrices as stored, 'bf16' also multiplies in bf16. */
 export interface WeightsOptions {
   device: string;
   dtype: 'auto' | 'f32' | 'f16' | 'bf16';
@@ -39,6 +39,7 @@ const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
 
 /** The parameters of one model and the files behind them. Owns both until `dispose`. */
 export class Weights implements ParameterSource {
+  readonly math: 'f32' | 'bf16';
   readonly #declarations = new Map<string, Declaration>();
   readonly #constants: { parameter: Parameter; values: Float32Array }[] = [];
   readonly #ignored: string[] = [];
@@ -48,7 +49,9 @@ export class Weights implements ParameterSource {
   constructor(
     readonly checkpoint: Checkpoint,
     readonly options: WeightsOptions,
-  ) {}
+  ) {
+    this.math = options.dtype === 'bf16' ? 'bf16' : 'f32';
+  }
 
   matrix(name: string, shape: readonly number[]): Parameter {
     return this.#declare(name, shape, 'matrix');

@@ -15,14 +15,16 @@ export interface LinearEpilogue {
 export class Linear {
   readonly weight: Parameter;
   readonly bias: Parameter | undefined;
+  readonly math: ops.Math;
 
   constructor(source: ParameterSource, prefix: string, inFeatures: number, outFeatures: number, bias = true) {
     this.weight = source.matrix(`${prefix}.weight`, [outFeatures, inFeatures]);
+    this.math = source.math;
     this.bias = bias ? source.vector(`${prefix}.bias`, [outFeatures]) : undefined;
   }
 
   /** x: [m, in] f32 → [m, out] f32 */
   forward(x: Tensor, epilogue: LinearEpilogue = {}): Tensor {
-    return ops.linear(x, this.weight.tensor, { ...epilogue, bias: this.bias?.tensor });
+    return ops.linear(x, this.weight.tensor, { ...epilogue, bias: this.bias?.tensor, math: this.math });
   }
 }

@@ -6,7 +6,7 @@
 // takes and returns tensors; the only state is Parameters; public fields carry the names of the checkpoint's modules.
 
 import { QFormerError } from '../errors.js';
-import type { Tensor } from '../tensor/index.js';
+import type { Tensor, ops } from '../tensor/index.js';
 
 /** In a declared shape: this axis is as long as the stored tensor says. */
 export const ANY = -1;
@@ -34,6 +34,8 @@ export class Parameter {
 
 /** Where modules declare what they need. Names are the checkpoint's tensor names. */
 export interface ParameterSource {
+  /** How linear layers form products: bf16 where the caller asked for that arithmetic, f32 otherwise. */
+  readonly math: ops.Math;
   /** A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. */
   matrix(name: string, shape: readonly number[]): Parameter;
   /** A weight that is f32 whatever is stored: biases, norms, position tables. */
