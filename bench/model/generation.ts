@@ -7,15 +7,14 @@ import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import { OtherLoad, summarise } from '../measure.js';
 import type { Options } from '../options.js';
 import type { Figure, Row } from '../row.js';
-import { importPackage, SAMPLES, type GenerationResult, type Model } from './package.js';
+import { importPackage, SAMPLES, type GenerationResult, type Model, type ModelChoice } from './package.js';
 
 const BATCH = 16;
 const DELAY_RESOLUTION_MS = 1;
 
-/** Measures the model in `dir` through the public API. */
+/** Measures a model through the public API. */
 export async function runGeneration(
-  dir: string,
-  group: string,
+  { dir, dtype, group }: ModelChoice,
   options: Options,
   threads: number,
   send: (row: Row) => void,
@@ -28,14 +27,14 @@ export async function runGeneration(
   const loads: number[] = [];
   for (let i = 0; i <= runs; i++) {
     const start = performance.now();
-    const model = await loadModel(dir, { threads });
+    const model = await loadModel(dir, { dtype, threads });
     if (i > 0) loads.push(performance.now() - start);
     await model.dispose();
   }
   sendSamples('loadModel, files in the page cache', loads);
 
   // The prefix cache would answer repeated prompts from memory.
-  const model = await loadModel(dir, { threads, maxBatchSize: BATCH, prefixCache: false });
+  const model = await loadModel(dir, { dtype, threads, maxBatchSize: BATCH, prefixCache: false });
   try {
     const bench = new GenerationBench(model, runs, options.smoke ? 24 : 96);
     await bench.answer();

@@ -20,3 +20,10 @@ export async function importPackage(): Promise<Api> {
 /** The demonstration model and its sample images. */
 export const DEMONSTRATION_MODEL = join(packageRoot(), 'models', 'emoji-vlm');
 export const SAMPLES = join(packageRoot(), 'models', 'samples');
+
+/** A checkpoint folder, the type its weights are used in, and the heading of its rows. */
+export interface ModelChoice {
+  dir: string;
+  dtype: 'auto' | 'bf16';
+  group: string;
+}

@@ -12,15 +12,14 @@ import { keep, ops, scope, setThreads, Tensor } from '../../lib/tensor/index.js'
 import { measure, summarise } from '../measure.js';
 import type { Options } from '../options.js';
 import type { Row } from '../row.js';
-import { SAMPLES } from './package.js';
+import { SAMPLES, type ModelChoice } from './package.js';
 
 const INSTRUCTION = [101, 17, 18, 19, 20, 21, 22, 102];
 const SAMPLE = 'fox_noto.png';
 
-/** Measures the stages with the checkpoint in `dir`. */
+/** Measures the stages of a model. */
 export async function runStages(
-  dir: string,
-  group: string,
+  { dir, dtype, group }: ModelChoice,
   options: Options,
   threads: number,
   send: (row: Row) => void,
@@ -33,7 +32,7 @@ export async function runStages(
   const checkpoint = openCheckpoint(dir);
   const { vision, qformer } = checkpoint.config;
   if (vision === undefined || qformer === undefined) return;
-  const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto' });
+  const weights = new Weights(checkpoint, { device: 'cpu', dtype });
   const model = createModel(checkpoint, weights);
   await weights.load();
   try {

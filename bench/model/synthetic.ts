@@ -87,6 +87,7 @@ export function writeSyntheticModel(tokenizers: string): { dir: string; remove: 
 
 /** Collects what modules declare instead of loading it. */
 class Declarations implements ParameterSource {
+  readonly math = 'f32';
   readonly shapes = new Map<string, number[]>();
 
   matrix(name: string, shape: readonly number[]): Parameter {
