@@ -64,18 +64,21 @@ class Graph {
   std::shared_ptr<GraphPool> pool_ = std::make_shared<GraphPool>();
 };
 
-// Runs an op on the device of `args`' tensors, or records it. `tensors` are kept alive by a recording.
+// Runs an op on the device of its tensors, or records it. `work` is the tensor whose elements are the op's work, mostly
+// the result: where it is empty nothing runs, so that kernels never loop over the other extents of an empty tensor. All
+// tensors are kept alive by a recording.
 template <class Args, class... Tensors>
 void launch(Device& device, const char* name, QfStatus (*op)(int32_t, const Args*), const Args& args,
-            const Tensors&... tensors) {
+            const Tensor& work, const Tensors&... tensors) {
   static_assert(std::is_trivially_copyable_v<Args>);
+  if (op == nullptr) fail(ErrorCode::kUnsupported, "%s is not implemented on %s", name, device.name.c_str());
+  if (work.count() == 0) return;
   Graph* graph = Graph::recording();
   if (graph == nullptr) {
-    if (op == nullptr) fail(ErrorCode::kUnsupported, "%s is not implemented on %s", name, device.name.c_str());
     check_status(device, op(device.index, &args), name);
     return;
   }
-  if (op == nullptr) fail(ErrorCode::kUnsupported, "%s is not implemented on %s", name, device.name.c_str());
+  graph->retain(work.storage);
   (graph->retain(tensors.storage), ...);
   graph->append(device, name, reinterpret_cast<Graph::AnyOp>(op), &args, sizeof args);
 }

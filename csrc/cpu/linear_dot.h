@@ -1,19 +1,19 @@
 // The inner loop of every linear op: dot products of M rows of x with N rows of w, vector lanes running along k.
 //
-// Canonical order of one output element: lane j of one accumulator takes k = j, j + L, j + 2L, ... (pairs of k for bf16 dot
-// products), the tail comes zero-filled, then reduce_add's tree. Every kernel keeps exactly this order whatever M, N, blocking
-// or packing is, so an element's bits depend on its own row of x and of w only.
+// Canonical order of one output element: lane j of one accumulator takes k = j, j + L, j + 2L, ... (pairs of k for bf16
+// dot products), the tail comes zero-filled, then reduce_add's tree. Every kernel keeps exactly this order whatever M,
+// N, blocking or packing is, so an element's bits depend on its own row of x and of w only.
 #pragma once
 
 #include "simd.h"
 namespace qformer::cpu::QF_ISA {
 
-// How far ahead weights are fetched into L2. Rows are too short for the hardware's stream detection to reach full bandwidth
-// on its own (measured: 10 → 19 GB/s at k = 1408 in bf16).
+// How far ahead weights are fetched into L2. Rows are too short for the hardware's stream detection to reach full
+// bandwidth on its own (measured: 10 → 19 GB/s at k = 1408 in bf16).
 constexpr int64_t kPrefetchBytes = 4096;
 
-// Operand types: how a step of kStep elements of x and of w is loaded, and one multiply-add of such steps. Packed buffers hold
-// whole steps of Packed::X, whatever the weights were.
+// Operand types: how a step of kStep elements of x and of w is loaded, and one multiply-add of such steps. Packed
+// buffers hold whole steps of Packed::X, whatever the weights were.
 struct DotF32 {
   using Packed = DotF32;
   using X = float;
@@ -50,7 +50,9 @@ struct DotBf16Pairs {
   using Step = __m512i;
   static constexpr int kStep = 2 * kLanes;
   static Step load_x(const X* p) { return _mm512_loadu_si512(p); }
-  static Step load_x(const X* p, int64_t n) { return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p); }
+  static Step load_x(const X* p, int64_t n) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+  }
   static Step load_w(const W* p) { return load_x(p); }
   static Step load_w(const W* p, int64_t n) { return load_x(p, n); }
   static void put(X* p, Step step) { _mm512_storeu_si512(p, step); }
@@ -114,8 +116,8 @@ inline void reduce_tile(const Vf (&sum)[M * N], float* sums, int64_t ld) {
 // Whole steps of k in [begin, end). `fetched` is where the weights to prefetch begin, in the layout of w.
 template <class Dot, int M, int N>
 inline __attribute__((always_inline)) void dot_rows_range(Vf (&sum)[M * N], const typename Dot::X* x, int64_t ldx,
-                                                          const typename Dot::W* w, int64_t ldw, int64_t begin, int64_t end,
-                                                          const typename Dot::W* fetched) {
+                                                          const typename Dot::W* w, int64_t ldw, int64_t begin,
+                                                          int64_t end, const typename Dot::W* fetched) {
   // In a copy of its own, or GCC writes every accumulator back to memory at each step.
   Vf local[M * N];
 #pragma GCC unroll 32
@@ -124,17 +126,18 @@ inline __attribute__((always_inline)) void dot_rows_range(Vf (&sum)[M * N], cons
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) __builtin_prefetch(fetched + n * ldw + i, 0, 2);
     dot_step<Dot, M, N>(
-        local, [&](int m) { return Dot::load_x(x + m * ldx + i); }, [&](int n) { return Dot::load_w(w + n * ldw + i); });
+        local, [&](int m) { return Dot::load_x(x + m * ldx + i); },
+        [&](int n) { return Dot::load_w(w + n * ldw + i); });
   }
 #pragma GCC unroll 32
   for (int i = 0; i < M * N; i++) sum[i] = local[i];
 }
 
-// sums[m * ld_sums + n] = x row m · w row n, straight from the rows. Prefetches some way along each row and, near its end,
-// the beginning of the row `next` elements further on, which the next call reads.
+// sums[m * ld_sums + n] = x row m · w row n, straight from the rows. Prefetches some way along each row and, near its
+// end, the beginning of the row `next` elements further on, which the next call reads.
 template <class Dot, int M, int N>
-void dot_rows_tile(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t k, int64_t next,
-                   float* sums, int64_t ld_sums) {
+void dot_rows_tile(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t k,
+                   int64_t next, float* sums, int64_t ld_sums) {
   constexpr int64_t kDistance = kPrefetchBytes / static_cast<int64_t>(sizeof(typename Dot::W));
   const int64_t whole = k / Dot::kStep * Dot::kStep;
   const int64_t ahead = kDistance < k ? kDistance : k;
@@ -168,11 +171,11 @@ constexpr int columns_for_rows() {
 }
 
 template <class Dot>
-void dot_rows_of(const typename Dot::X* x, int64_t ldx, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k,
-                 float* sums, int64_t ld_sums) {
+void dot_rows_of(const typename Dot::X* x, int64_t ldx, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n,
+                 int64_t k, float* sums, int64_t ld_sums) {
   switch (m) {
-#define QF_ROWS(M)                                                                                \
-  case M:                                                                                         \
+#define QF_ROWS(M) \
+  case M:          \
     return dot_rows_all_n<Dot, M, columns_for_rows<M>()>(x, ldx, w, ldw, n, k, sums, ld_sums);
     QF_ROWS(1)
     QF_ROWS(2)

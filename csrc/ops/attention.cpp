@@ -50,7 +50,7 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
   const QfRope args{
       x.as<float>(), positions.as<int32_t>(), inv_freq.as<float>(), y.as<float>(), x.shape[0], x.shape[1], head_dim,
       stride};
-  launch(device, kOp, device.backend->rope, args, x, positions, inv_freq, y);
+  launch(device, kOp, device.backend->rope, args, y, x, positions, inv_freq);
   return y;
 }
 
@@ -84,7 +84,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   args.scale = static_cast<float>(scale);
   args.mask = mask;
   args.num_query = static_cast<int32_t>(num_query);
-  launch(device, kOp, device.backend->attention, args, q, k, v, cu_seqlens_q, cu_seqlens_k, o);
+  launch(device, kOp, device.backend->attention, args, o, q, k, v, cu_seqlens_q, cu_seqlens_k);
   return o;
 }
 
@@ -146,8 +146,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   args.max_blocks = block_table.shape[1];
   args.scale = static_cast<float>(scale);
   args.cache_dtype = k_cache.dtype;
-  launch(device, kOp, device.backend->paged_attention, args, q, k_cache, v_cache, cu_seqlens_q, block_table,
-         context_lens, o);
+  launch(device, kOp, device.backend->paged_attention, args, o, q, k_cache, v_cache, cu_seqlens_q, block_table,
+         context_lens);
   return o;
 }
 

@@ -23,7 +23,7 @@ void run_copy(const char* op, const Tensor& dst, const Tensor& src) {
     args.x_strides[axis] = axis < pad ? 0 : src.strides[axis - pad];
     args.y_strides[axis] = axis < pad ? 0 : dst.strides[axis - pad];
   }
-  launch(src.device(), op, src.device().backend->copy, args, src, dst);
+  launch(src.device(), op, src.device().backend->copy, args, dst, src);
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ Tensor binary(const Tensor& a, const Tensor& b, int32_t op) {
   }
   Tensor y = empty_tensor(device, a.shape, QF_F32);
   const QfBinaryArgs args{a.as<float>(), b.as<float>(), y.as<float>(), left.rows, left.cols, left.ld, ldb, op};
-  launch(device, name, device.backend->binary, args, a, b, y);
+  launch(device, name, device.backend->binary, args, y, a, b);
   return y;
 }
 
@@ -63,7 +63,7 @@ Tensor unary(const Tensor& x, int32_t activation, double scale, double shift) {
                      activation,
                      static_cast<float>(scale),
                      static_cast<float>(shift)};
-  launch(x.device(), kOp, x.device().backend->unary, args, x, y);
+  launch(x.device(), kOp, x.device().backend->unary, args, y, x);
   return y;
 }
 

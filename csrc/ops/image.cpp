@@ -26,7 +26,7 @@ Tensor resize_bicubic(const Tensor& x, int64_t out_height, int64_t out_width) {
   check_range(kOp, "outWidth", out_width, 1, kMaxSide);
   Tensor y = empty_tensor(x.device(), Shape{out_height, out_width, 3}, QF_U8);
   const QfResizeBicubic args{x.as<uint8_t>(), y.as<uint8_t>(), x.shape[0], x.shape[1], out_height, out_width};
-  launch(x.device(), kOp, x.device().backend->resize_bicubic, args, x, y);
+  launch(x.device(), kOp, x.device().backend->resize_bicubic, args, y, x);
   return y;
 }
 
@@ -46,7 +46,7 @@ Tensor normalize_image(const Tensor& x, double rescale, const std::array<double,
     args.mean[channel] = static_cast<float>(mean[channel]);
     args.std[channel] = static_cast<float>(std[channel]);
   }
-  launch(x.device(), kOp, x.device().backend->normalize_image, args, x, y);
+  launch(x.device(), kOp, x.device().backend->normalize_image, args, y, x);
   return y;
 }
 

@@ -68,8 +68,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor* bias, const Tensor
   args.w_dtype = w.dtype;
   args.activation = activation;
   args.math = math;
-  launch(device, kOp, device.backend->linear, args, x, w, bias != nullptr ? *bias : x,
-         residual != nullptr ? *residual : x, y);
+  launch(device, kOp, device.backend->linear, args, y, x, w, bias != nullptr ? *bias : x,
+         residual != nullptr ? *residual : x);
   return y;
 }
 
@@ -100,7 +100,7 @@ Tensor gated_linear(const Tensor& x, const Tensor& w_gate, const Tensor& w_up, i
   args.w_dtype = w_gate.dtype;
   args.activation = activation;
   args.math = math;
-  launch(device, kOp, device.backend->gated_linear, args, x, w_gate, w_up, y);
+  launch(device, kOp, device.backend->gated_linear, args, y, x, w_gate, w_up);
   return y;
 }
 
@@ -128,7 +128,7 @@ Tensor lora_merge(const Tensor& w, const Tensor& a, const Tensor& b, double scal
   args.rank = rank;
   args.scaling = static_cast<float>(scaling);
   args.w_dtype = w.dtype;
-  launch(device, kOp, device.backend->lora_merge, args, w, a, b, y);
+  launch(device, kOp, device.backend->lora_merge, args, y, w, a, b);
   return y;
 }
 
@@ -173,8 +173,8 @@ Tensor patch_embedding(const Tensor& x, const Tensor& w, const Tensor* bias, con
   args.dim = dim;
   args.w_dtype = w.dtype;
   args.math = math;
-  launch(device, kOp, device.backend->patch_embedding, args, x, w, bias != nullptr ? *bias : x, class_embedding,
-         positions, y);
+  launch(device, kOp, device.backend->patch_embedding, args, y, x, w, bias != nullptr ? *bias : x, class_embedding,
+         positions);
   return y;
 }
 

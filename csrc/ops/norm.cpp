@@ -14,7 +14,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
   Tensor y = empty_tensor(device, x.shape, QF_F32);
   const QfLayerNorm args{x.as<float>(), weight.as<float>(), bias.as<float>(), y.as<float>(),
                          rows.rows,     rows.cols,          rows.ld,          static_cast<float>(eps)};
-  launch(device, kOp, device.backend->layer_norm, args, x, weight, bias, y);
+  launch(device, kOp, device.backend->layer_norm, args, y, x, weight, bias);
   return y;
 }
 
@@ -27,7 +27,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   Tensor y = empty_tensor(device, x.shape, QF_F32);
   const QfRmsNorm args{x.as<float>(), weight.as<float>(),     y.as<float>(), rows.rows, rows.cols,
                        rows.ld,       static_cast<float>(eps)};
-  launch(device, kOp, device.backend->rms_norm, args, x, weight, y);
+  launch(device, kOp, device.backend->rms_norm, args, y, x, weight);
   return y;
 }
 
@@ -37,7 +37,7 @@ Tensor softmax(const Tensor& x, bool log) {
   const Rows rows = rows_of(op, "x", x);
   Tensor y = empty_tensor(x.device(), x.shape, QF_F32);
   const QfSoftmax args{x.as<float>(), y.as<float>(), rows.rows, rows.cols, rows.ld, log ? 1 : 0};
-  launch(x.device(), op, x.device().backend->softmax, args, x, y);
+  launch(x.device(), op, x.device().backend->softmax, args, y, x);
   return y;
 }
 

@@ -64,7 +64,7 @@ Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor
                           min_p.as<float>(),
                           batch,
                           logits.shape[1]};
-  launch(device, kOp, device.backend->warp_logits, args, logits, temperature, top_k, top_p, min_p, scores);
+  launch(device, kOp, device.backend->warp_logits, args, scores, logits, temperature, top_k, top_p, min_p);
   return scores;
 }
 
@@ -82,7 +82,7 @@ Tensor sample(const Tensor& scores, const Tensor& temperature, const Tensor& see
   const QfSample args{scores.as<float>(), temperature.as<float>(), seed.as<int32_t>(),
                       step.as<int32_t>(), ids.as<int32_t>(),       batch,
                       scores.shape[1]};
-  launch(device, kOp, device.backend->sample, args, scores, temperature, seed, step, ids);
+  launch(device, kOp, device.backend->sample, args, ids, scores, temperature, seed, step);
   return ids;
 }
 
@@ -95,7 +95,7 @@ TopK top_k(const Tensor& x, int64_t k) {
   const Shape shape{x.shape[0], k};
   TopK result{empty_tensor(x.device(), shape, QF_F32), empty_tensor(x.device(), shape, QF_I32)};
   const QfTopK args{x.as<float>(), result.values.as<float>(), result.ids.as<int32_t>(), x.shape[0], x.shape[1], k};
-  launch(x.device(), kOp, x.device().backend->top_k, args, x, result.values, result.ids);
+  launch(x.device(), kOp, x.device().backend->top_k, args, result.values, x, result.ids);
   return result;
 }
 

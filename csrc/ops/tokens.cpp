@@ -14,7 +14,7 @@ Tensor gather(const char* op, const char* name, const Tensor& table, const Tenso
   Tensor y = empty_tensor(device, Shape{ids.shape[0], rows.cols}, out_dtype);
   const QfGatherRows args{table.data(), ids.as<int32_t>(), y.data(),    rows.rows, rows.cols,
                           ids.shape[0], rows.ld,           table.dtype, out_dtype};
-  launch(device, op, device.backend->gather_rows, args, table, ids, y);
+  launch(device, op, device.backend->gather_rows, args, y, table, ids);
   return y;
 }
 
@@ -41,7 +41,7 @@ void scatter_rows(const Tensor& dst, const Tensor& ids, const Tensor& src) {
   const Rows from = rows_of(kOp, "src", src);
   const QfScatterRows args{dst.as<float>(), ids.as<int32_t>(), src.as<float>(), to.rows,
                            to.cols,         ids.shape[0],      to.ld,           from.ld};
-  launch(device, kOp, device.backend->scatter_rows, args, dst, ids, src);
+  launch(device, kOp, device.backend->scatter_rows, args, src, dst, ids);
 }
 
 }  // namespace qformer::ops
