@@ -6,21 +6,22 @@ import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { describeMachine, measurePeaks, pinned } from './machine.js';
 import { readOptions, USAGE, type Options } from './options.js';
+import { chosenModels, runModel } from './model/run.js';
 import { runOps } from './ops/run.js';
 import { writeReport, type Report } from './report.js';
 import { describeRow } from './report-rows.js';
 import type { Peaks, Row } from './row.js';
 import { runStart } from './start.js';
 
+// Set in the processes that measure: threads and part, e.g. '2 ops'.
 const CHILD = 'QFORMER_BENCH_CHILD';
 
-function main(): Promise<void> {
+async function main(): Promise<void> {
   const options = readOptions(process.argv.slice(2));
-  if (options === 'help') {
-    console.log(USAGE);
-    return Promise.resolve();
-  }
-  return process.env[CHILD] === undefined ? parent(options) : child(options);
+  const task = process.env[CHILD];
+  if (options === 'help') console.log(USAGE);
+  else if (task === undefined) await parent(options);
+  else await child(options, task);
 }
 
 async function parent(options: Options): Promise<void> {
@@ -31,10 +32,12 @@ async function parent(options: Options): Promise<void> {
     const peaks = measurePeaks(threads, options.smoke);
     report.peaks.push(peaks);
     console.log(describePeaks(peaks));
-    await collect(threads, process.argv.slice(2), (row) => {
-      report.rows.push(row);
-      console.log(describeRow(row, peaks));
-    });
+    for (const part of parts(options)) {
+      await collect(threads, part, (row) => {
+        report.rows.push(row);
+        console.log(describeRow(row, peaks));
+      });
+    }
   }
   for (const file of writeReport(report, options.save)) console.log(`written: ${file}`);
   if (report.rows.every((row) => row.error !== undefined)) throw new Error('no benchmark could be run');
@@ -48,27 +51,34 @@ function describePeaks({ threads, isa, f32, bf16, dram, l3, l2 }: Peaks): string
   );
 }
 
-// Runs the sections with `threads` threads in a process of its own, which sends each row when it has it.
-function collect(threads: number, args: string[], onRow: (row: Row) => void): Promise<void> {
+/** What gets a process of its own: each model does, because peak memory is a process's. */
+function parts(options: Options): string[] {
+  return options.sections.flatMap((name) => (name === 'model' ? chosenModels(options) : [name]));
+}
+
+// Runs a part with `threads` threads in a process of its own, which sends each row when it has it.
+function collect(threads: number, part: string, onRow: (row: Row) => void): Promise<void> {
   const script = fileURLToPath(import.meta.url);
-  const { command, args: all } = pinned(threads, process.execPath, [script, ...args]);
-  const env = { ...process.env, [CHILD]: String(threads) };
-  const runner = spawn(command, all, { env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
+  const { command, args } = pinned(threads, process.execPath, [script, ...process.argv.slice(2)]);
+  const env = { ...process.env, [CHILD]: `${threads} ${part}` };
+  const runner = spawn(command, args, { env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
   runner.on('message', (row) => onRow(row as Row));
   return new Promise((resolve, reject) => {
     runner.on('error', reject);
     runner.on('exit', (code, signal) => {
       if (code === 0) resolve();
-      else reject(new Error(`the run with ${threads} thread(s) ended with ${signal ?? `code ${code}`}`));
+      else reject(new Error(`${part} with ${threads} thread(s) ended with ${signal ?? `code ${code}`}`));
     });
   });
 }
 
-async function child(options: Options): Promise<void> {
-  const threads = Number(process.env[CHILD]);
+async function child(options: Options, task: string): Promise<void> {
+  const [, count = '1', part = ''] = /^(\d+) (.*)$/.exec(task) ?? [];
+  const threads = Number(count);
   const send = (row: Row): void => void process.send?.(row);
-  if (options.sections.includes('ops')) runOps(options, threads, send);
-  if (options.sections.includes('start')) runStart(options, threads, send);
+  if (part === 'ops') runOps(options, threads, send);
+  else if (part === 'start') runStart(options, threads, send);
+  else await runModel(part, options, threads, send);
   process.disconnect?.();
 }
 

@@ -1,0 +1,156 @@
+// A checkpoint folder with random weights, so that the model part says something about real sizes: a ViT of ViT-g's width, a
+// Q-Former of BERT's, a language model of LLaMA-1.1B's, each cut to a few layers. bf16; tensor names and shapes are those
+// that the models declare. The tokenizers are the demonstration model's; ids beyond them cannot be generated (see writeRandom).
+
+import { closeSync, cpSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { readModelConfig } from '../../lib/io/config.js';
+import type { ModelConfig } from '../../lib/io/config.js';
+import { Blip2 } from '../../lib/models/blip2.js';
+import { Llama } from '../../lib/models/llama.js';
+import { Parameter, type ParameterSource } from '../../lib/nn/parameter.js';
+import { product, uniform } from '../random.js';
+
+/** Ids of the demonstration model's tokenizer. */
+const TOKENIZER_IDS = 2560;
+
+const CONFIG = {
+  architectures: ['InstructBlipForConditionalGeneration'],
+  model_type: 'instructblip',
+  image_token_index: 4,
+  num_query_tokens: 32,
+  tie_word_embeddings: false,
+  vision_config: {
+    model_type: 'instructblip_vision_model',
+    hidden_size: 1408,
+    intermediate_size: 6144,
+    num_attention_heads: 16,
+    num_hidden_layers: 4,
+    image_size: 224,
+    patch_size: 14,
+    hidden_act: 'gelu',
+    layer_norm_eps: 1e-6,
+    qkv_bias: true,
+  },
+  qformer_config: {
+    model_type: 'instructblip_qformer',
+    hidden_size: 768,
+    intermediate_size: 3072,
+    num_attention_heads: 12,
+    num_hidden_layers: 4,
+    cross_attention_frequency: 2,
+    encoder_hidden_size: 1408,
+    max_position_embeddings: 512,
+    vocab_size: 2048,
+    hidden_act: 'gelu',
+    layer_norm_eps: 1e-12,
+    pad_token_id: 0,
+  },
+  text_config: {
+    model_type: 'llama',
+    hidden_size: 2048,
+    intermediate_size: 5632,
+    num_attention_heads: 32,
+    num_key_value_heads: 4,
+    num_hidden_layers: 4,
+    max_position_embeddings: 2048,
+    vocab_size: 32000,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10000,
+    hidden_act: 'silu',
+    tie_word_embeddings: false,
+    bos_token_id: 1,
+    eos_token_id: 2,
+    pad_token_id: 3,
+  },
+};
+
+/** Writes the checkpoint to a temporary folder beside which nothing else is kept; `remove` deletes it. */
+export function writeSyntheticModel(tokenizers: string): { dir: string; remove: () => void } {
+  const dir = mkdtempSync(join(tmpdir(), 'qformer-bench-'));
+  const remove = () => rmSync(dir, { recursive: true, force: true });
+  try {
+    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'qformer_tokenizer', 'generation_config.json']) {
+      cpSync(join(tokenizers, name), join(dir, name), { recursive: true });
+    }
+    const size = { height: CONFIG.vision_config.image_size, width: CONFIG.vision_config.image_size };
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(CONFIG));
+    writeFileSync(join(dir, 'preprocessor_config.json'), JSON.stringify({ do_resize: true, size, resample: 3 }));
+    writeSafetensors(join(dir, 'model.safetensors'), declaredTensors(readModelConfig(join(dir, 'config.json'))));
+    return { dir, remove };
+  } catch (error) {
+    remove();
+    throw error;
+  }
+}
+
+/** Collects what modules declare instead of loading it. */
+class Declarations implements ParameterSource {
+  readonly math = 'f32';
+  readonly shapes = new Map<string, number[]>();
+
+  matrix(name: string, shape: readonly number[]): Parameter {
+    const rows = name.startsWith('qformer.') ? CONFIG.qformer_config.vocab_size : CONFIG.text_config.vocab_size;
+    const known = shape.map((extent) => (extent < 0 ? rows : extent));
+    this.shapes.set(name, known);
+    return new Parameter(name, known);
+  }
+  vector(name: string, shape: readonly number[]): Parameter {
+    return this.matrix(name, shape);
+  }
+  constant(name: string, _values: Float32Array, shape: readonly number[]): Parameter {
+    return new Parameter(name, shape);
+  }
+  has(): boolean {
+    return true;
+  }
+  ignore(): void {}
+}
+
+function declaredTensors(config: ModelConfig): Map<string, number[]> {
+  const source = new Declarations();
+  new Blip2(source, config, new Llama(source, 'language_model.', config.text), () => {});
+  return source.shapes;
+}
+
+function writeSafetensors(file: string, shapes: Map<string, number[]>): void {
+  let end = 0;
+  const header: Record<string, unknown> = {};
+  for (const [name, shape] of shapes) {
+    const begin = end;
+    end += 2 * product(shape);
+    header[name] = { dtype: 'BF16', shape, data_offsets: [begin, end] };
+  }
+  const text = JSON.stringify(header);
+  // data begin at a multiple of 64 bytes, so that they can be used in place
+  const json = Buffer.from(text.padEnd(Math.ceil((8 + text.length) / 64) * 64 - 8));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(json.length));
+  const fd = openSync(file, 'w');
+  try {
+    writeSync(fd, length);
+    writeSync(fd, json);
+    for (const [name, shape] of shapes) writeRandom(fd, name, shape);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+const POOL = Float32Array.from({ length: 1 << 16 }, uniform);
+
+// Weights of norms are near 1; rows of the head past the tokenizer's ids are 0, so that their logits never win.
+function writeRandom(fd: number, name: string, shape: readonly number[]): void {
+  const norm = name.includes('norm') && name.endsWith('weight');
+  const scale = shape.length > 1 ? 1 / Math.sqrt(product(shape.slice(1))) : 0.05;
+  const values = toBfloat16(POOL.map((value) => (norm ? 1 : 0) + value * scale));
+  const count = product(shape);
+  const live = name.endsWith('lm_head.weight') ? TOKENIZER_IDS * shape[1]! : count;
+  for (let at = 0; at < live; at += values.length)
+    writeSync(fd, values.subarray(0, Math.min(values.length, live - at)));
+  if (live < count) writeSync(fd, new Uint16Array(count - live));
+}
+
+function toBfloat16(values: Float32Array): Uint16Array {
+  return Uint16Array.from(new Uint32Array(values.buffer), (bits) => bits >>> 16);
+}
