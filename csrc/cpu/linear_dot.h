@@ -67,7 +67,11 @@ struct DotBf16Pairs {
 template <class Step>
 inline __attribute__((always_inline)) Step in_register(Step step) {
 #if defined(__x86_64__)
-  if constexpr (sizeof(Step) >= 32) {
+  if constexpr (sizeof(Step) < 32) {
+    // no vector register to hold it in
+  } else if constexpr (requires { step.v; }) {
+    asm("" : "+v"(step.v));
+  } else {
     asm("" : "+v"(step));
   }
 #endif
