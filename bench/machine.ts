@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node
 import { cpus, loadavg, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { packageRoot } from '../lib/package-root.js';
-import type { Peaks } from './row.js';
+import type { Peak, Peaks } from './row.js';
 
 /** Header of a report. */
 export interface Machine {
@@ -61,6 +61,12 @@ export function measurePeaks(threads: number, smoke: boolean): Peaks {
   const program = buildPeaks();
   const { command, args } = pinned(threads, program, smoke ? ['3', '128'] : ['15', '256']);
   return JSON.parse(execFileSync(command, args, { encoding: 'utf8' })) as Peaks;
+}
+
+/** DRAM read bandwidth right now, on the CPUs this process may use, GB/s. */
+export function measureDram(): Peak {
+  return (JSON.parse(execFileSync(buildPeaks(), ['3', '128', 'dram'], { encoding: 'utf8' })) as Pick<Peaks, 'dram'>)
+    .dram;
 }
 
 function buildPeaks(): string {

@@ -4,7 +4,7 @@ import { getEventListeners } from 'node:events';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadModel } from '../lib/index.js';
 import type { Model } from '../lib/model.js';
-import { modelDouble, pixel, startDouble } from './engine-double/model.js';
+import { modelDouble, pixel, startDouble } from './support/engine-double/model.js';
 
 let model: Model;
 beforeEach(async () => {

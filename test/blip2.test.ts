@@ -3,10 +3,10 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Blip2 } from '../lib/models/blip2.js';
-import { mergeImageTokens, placeImageTokens } from '../lib/models/blip2.js';
+import { placeImageTokens } from '../lib/models/blip2.js';
 import type { ModelConfig } from '../lib/io/config.js';
 import type { Llama } from '../lib/models/llama.js';
-import { scope, Tensor } from '../lib/tensor/index.js';
+import { ops, scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, fixturePath, Goldens } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest, PagedSequences, withEditedCheckpoint } from './support/models.js';
 
@@ -19,7 +19,9 @@ function promptEmbeds(model: Blip2, pixels: Tensor, ids: number[], instruction?:
   return scope(() => {
     const imageTokens = model.imageTokens(model.encodeImage(pixels), 1, instruction && [instruction]);
     const placed = placeImageTokens(model.config, ids, 1);
-    return mergeImageTokens(model.languageModel.embed(idTensor(placed.ids)), idTensor(placed.imageRows), imageTokens);
+    const embeds = model.languageModel.embed(idTensor(placed.ids));
+    ops.scatterRows(embeds, idTensor(placed.imageRows), imageTokens);
+    return embeds;
   });
 }
 

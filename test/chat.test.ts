@@ -3,7 +3,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Model } from '../lib/model.js';
 import { PromptTemplates } from '../lib/prompts.js';
-import { modelDouble } from './engine-double/model.js';
+import { modelDouble } from './support/engine-double/model.js';
 
 const turns = [
   { question: 'Where is it?', answer: 'singapore' },

@@ -8,8 +8,8 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 
 import { openCheckpoint } from '../lib/io/checkpoint.js';
-import { expectError } from './expect-error.js';
-import { buildSafetensors, type BuiltTensor } from './safetensors-builder.js';
+import { expectError } from './support/expect-error.js';
+import { buildSafetensors, type BuiltTensor } from './support/safetensors-builder.js';
 
 const root = mkdtempSync(join(tmpdir(), 'qformer-checkpoint-'));
 afterAll(() => rmSync(root, { recursive: true, force: true }));

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { packageRoot } from '../lib/package-root.js';
-import { qformer } from './cli-process.js';
+import { qformer } from './support/cli-process.js';
 
 const samples = join('models', 'samples');
 const fox = join(samples, 'fox_noto.png');

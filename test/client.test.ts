@@ -2,7 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import { afterEach, describe, expect, it } from 'vitest';
 import { EngineClient, type ClientOptions } from '../lib/engine/client.js';
-import { bundle } from './engine-worker.js';
+import { bundle } from './support/engine-worker.js';
 
 /** A worker made of `body`, which sees `port` and `workerData`. */
 function fakeWorker(body: string): URL {

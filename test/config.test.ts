@@ -10,8 +10,8 @@ import { isQFormerError } from '../lib/errors.js';
 import { parseModelConfig } from '../lib/io/config.js';
 import { JsonFields } from '../lib/io/json-fields.js';
 import { parseGenerationDefaults, parsePreprocessorConfig } from '../lib/io/side-config.js';
-import { expectError } from './expect-error.js';
-import { propertyRuns } from './property-runs.js';
+import { expectError } from './support/expect-error.js';
+import { propertyRuns } from './support/property-runs.js';
 
 type Json = Record<string, unknown>;
 

@@ -10,8 +10,8 @@ import { JsonFields } from '../lib/io/json-fields.js';
 import { IncrementalDetokenizer } from '../lib/io/detokenizer.js';
 import { compileDecoder } from '../lib/io/token-decoder.js';
 import { TextTokenizer } from '../lib/io/tokenizer.js';
-import { expectError } from './expect-error.js';
-import { propertyRuns } from './property-runs.js';
+import { expectError } from './support/expect-error.js';
+import { propertyRuns } from './support/property-runs.js';
 
 const folderOf = (name: string) => fileURLToPath(new URL(`./fixtures/tokenizers/${name}/`, import.meta.url));
 const NAMES = [

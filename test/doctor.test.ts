@@ -3,7 +3,7 @@
 import { arch, platform } from 'node:os';
 import { describe, expect, it } from 'vitest';
 import { doctor } from '../lib/doctor.js';
-import { qformer } from './cli-process.js';
+import { qformer } from './support/cli-process.js';
 
 describe('doctor', () => {
   it('finds the CPU with its instruction set and its threads', async () => {

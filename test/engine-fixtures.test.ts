@@ -3,9 +3,9 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { SequenceImage } from '../lib/engine/sequence.js';
 import { liveTensors } from '../lib/tensor/index.js';
-import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './engine-models.js';
-import type { IdsRequest, LoadedEngine, LoadOptions } from './engine-models.js';
-import { readFixture } from './safetensors-fixture.js';
+import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './support/engine-models.js';
+import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
+import { readFixture } from './support/safetensors-fixture.js';
 
 interface FixtureCase {
   prefix: string;

@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest';
 import { Engine, type EngineEvent, type EngineLimits } from '../lib/engine/engine.js';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import { QFormerError } from '../lib/errors.js';
-import { FakeRunner, aloneTokens, fakeSequence, type FakeRequest } from './fake-runner.js';
+import { FakeRunner, aloneTokens, fakeSequence, type FakeRequest } from './support/fake-runner.js';
 
 const range = (n: number, from = 1): number[] => Array.from({ length: n }, (_, i) => from + (i % 40));
 

@@ -3,7 +3,7 @@
 import { expect, test, vi } from 'vitest';
 
 import { loadImage } from '../lib/io/image.js';
-import { expectRejection } from './expect-error.js';
+import { expectRejection } from './support/expect-error.js';
 
 const loaded = vi.hoisted(() => ({ count: 0 }));
 vi.mock('sharp', () => {

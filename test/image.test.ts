@@ -16,8 +16,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { isQFormerError } from '../lib/errors.js';
 import { loadImage, type ImageInput, type ImageOptions, type RawImage } from '../lib/io/image.js';
 import { parseSafetensorsHeader } from '../lib/io/safetensors.js';
-import { expectRejection } from './expect-error.js';
-import { propertyRuns } from './property-runs.js';
+import { expectRejection } from './support/expect-error.js';
+import { propertyRuns } from './support/property-runs.js';
 
 interface PreprocessCase {
   file: string;

@@ -1,7 +1,7 @@
 // Bans and penalty history, against the processors of transformers restated in the plainest way.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { readFixture } from './safetensors-fixture.js';
+import { readFixture } from './support/safetensors-fixture.js';
 import { LogitRules, type BanRules } from '../lib/engine/logits.js';
 
 const NONE: BanRules = { noRepeatNgramSize: 0, badWords: [], eosTokenIds: [0], minNewTokens: 0, penalizePrompt: true };

@@ -6,8 +6,8 @@ import { dirname, join } from 'node:path';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packageRoot } from '../lib/package-root.js';
-import { qformer } from './cli-process.js';
-import { codeBlocks, matches } from './markdown.js';
+import { qformer } from './support/cli-process.js';
+import { codeBlocks, matches } from './support/markdown.js';
 
 const blocks = codeBlocks('README.md');
 const documents = ['README.md', 'docs/architecture.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];

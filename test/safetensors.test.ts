@@ -10,9 +10,9 @@ import { afterAll, describe, expect, test } from 'vitest';
 
 import { isQFormerError } from '../lib/errors.js';
 import { MAX_HEADER_BYTES, parseSafetensorsHeader, readSafetensorsHeader } from '../lib/io/safetensors.js';
-import { expectError } from './expect-error.js';
-import { propertyRuns } from './property-runs.js';
-import { buildSafetensors, layout, rawSafetensors } from './safetensors-builder.js';
+import { expectError } from './support/expect-error.js';
+import { propertyRuns } from './support/property-runs.js';
+import { buildSafetensors, layout, rawSafetensors } from './support/safetensors-builder.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'qformer-safetensors-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

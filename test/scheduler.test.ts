@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { BlockManager } from '../lib/engine/kv-cache.js';
 import { Scheduler, type ScheduledSequence } from '../lib/engine/scheduler.js';
-import { fakeSequence } from './fake-runner.js';
+import { fakeSequence } from './support/fake-runner.js';
 import type { Sequence } from '../lib/engine/sequence.js';
 
 const range = (n: number, from = 1): number[] => Array.from({ length: n }, (_, i) => from + i);

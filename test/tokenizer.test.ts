@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 
 import { MAX_TEXT_LENGTH, TextTokenizer } from '../lib/io/tokenizer.js';
-import { expectError } from './expect-error.js';
+import { expectError } from './support/expect-error.js';
 
 interface Case {
   text: string;

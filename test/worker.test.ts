@@ -6,9 +6,9 @@ import { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EngineClient } from '../lib/engine/client.js';
 import type { EngineRequest, FromWorker, RequestImage, ToWorker, WorkerInit } from '../lib/engine/protocol.js';
-import { fixturePath, readImage } from './engine-models.js';
-import { ask, bundle, startClient, type Streamed } from './engine-worker.js';
-import { readFixture } from './safetensors-fixture.js';
+import { fixturePath, readImage } from './support/engine-models.js';
+import { ask, bundle, startClient, type Streamed } from './support/engine-worker.js';
+import { readFixture } from './support/safetensors-fixture.js';
 
 const VICUNA = fixturePath('instructblip-vicuna-tiny');
 const LLAMA = fixturePath('llama-gqa-tiny');

@@ -146,6 +146,9 @@ Tensor patch_embedding(const Tensor& x, const Tensor& w, const Tensor* bias, con
   const int64_t dim = w.shape[0];
   const int64_t patch = w.shape[2];
   check_range(kOp, "patch", patch, 1, 4096);
+  check_range(kOp, "channels", x.shape[1], 1, 4096);
+  check_range(kOp, "height", x.shape[2], 1, INT32_MAX);
+  check_range(kOp, "width", x.shape[3], 1, INT32_MAX);
   check_shape(kOp, "w", w, Shape{dim, x.shape[1], patch, patch});
   if (x.shape[2] % patch != 0 || x.shape[3] % patch != 0) {
     fail(ErrorCode::kShape, "%s: pixels %s are not a multiple of the patch size %lld", kOp, x.shape.text().c_str(),

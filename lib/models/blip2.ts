@@ -7,7 +7,7 @@ import type { ModelConfig } from '../io/config.js';
 import { QFormerError } from '../errors.js';
 import { Linear } from '../nn/linear.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
-import { ops, scope, type Tensor } from '../tensor/index.js';
+import { scope, type Tensor } from '../tensor/index.js';
 import type { EncodeImageOptions, LanguageModel, VisionLanguageModel } from './model.js';
 import { QFormer } from './qformer.js';
 import { VisionTransformer } from './vit.js';
@@ -84,10 +84,4 @@ export function placeImageTokens(config: ModelConfig, ids: readonly number[], im
   // the legacy layout has no id for a slot; the row is overwritten, so any id of the vocabulary serves
   const front = new Array<number>(slots).fill(imageTokenId ?? 0);
   return { ids: [...front, ...ids], imageRows: front.map((_, i) => i) };
-}
-
-/** Overwrites rows of embeds: [t, d] f32 in place: embeds[rows[i]] = imageTokens[i]; rows: [n] i32, imageTokens: [n, d] f32. */
-export function mergeImageTokens(embeds: Tensor, rows: Tensor, imageTokens: Tensor): Tensor {
-  ops.scatterRows(embeds, rows, imageTokens);
-  return embeds;
 }

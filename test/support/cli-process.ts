@@ -2,7 +2,7 @@
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { join } from 'node:path';
-import { packageRoot } from '../lib/package-root.js';
+import { packageRoot } from '../../lib/package-root.js';
 
 /** What a finished process left behind. */
 export interface Finished {

@@ -1,10 +1,10 @@
 // A runner without tensors whose next token depends on every key and value a real one would read: each slot of its pool holds
 // a digest of the whole prefix, read through the block table. A wrongly shared, stale or overwritten block changes the answer.
-import { resolveParams, type GenerateParams } from '../lib/engine/params.js';
-import type { Runner, StepOutput } from '../lib/engine/engine.js';
-import type { ScheduledSequence } from '../lib/engine/scheduler.js';
-import { Sequence, type SequenceImage } from '../lib/engine/sequence.js';
-import type { Detokenizer } from '../lib/engine/text-stream.js';
+import { resolveParams, type GenerateParams } from '../../lib/engine/params.js';
+import type { Runner, StepOutput } from '../../lib/engine/engine.js';
+import type { ScheduledSequence } from '../../lib/engine/scheduler.js';
+import { Sequence, type SequenceImage } from '../../lib/engine/sequence.js';
+import type { Detokenizer } from '../../lib/engine/text-stream.js';
 
 export const VOCAB = 50;
 export const EOS = 0;

@@ -2,20 +2,20 @@
 import { createHash } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import sharp from 'sharp';
-import { Engine, type EngineEvent, type EngineLimits } from '../lib/engine/engine.js';
-import { ImageEncoder } from '../lib/engine/image-encoder.js';
-import { KvPool } from '../lib/engine/kv-pool.js';
-import { resolveParams, type GenerateParams } from '../lib/engine/params.js';
-import type { EngineResult } from '../lib/engine/protocol.js';
-import { ModelRunner } from '../lib/engine/runner.js';
-import { Sequence, type SequenceImage } from '../lib/engine/sequence.js';
-import { openCheckpoint } from '../lib/io/checkpoint.js';
-import { placeImageTokens } from '../lib/models/blip2.js';
-import type { VisionLanguageModel } from '../lib/models/model.js';
-import { createModel } from '../lib/models/registry.js';
-import { Weights } from '../lib/models/weights.js';
+import { Engine, type EngineEvent, type EngineLimits } from '../../lib/engine/engine.js';
+import { ImageEncoder } from '../../lib/engine/image-encoder.js';
+import { KvPool } from '../../lib/engine/kv-pool.js';
+import { resolveParams, type GenerateParams } from '../../lib/engine/params.js';
+import type { EngineResult } from '../../lib/engine/protocol.js';
+import { ModelRunner } from '../../lib/engine/runner.js';
+import { Sequence, type SequenceImage } from '../../lib/engine/sequence.js';
+import { openCheckpoint } from '../../lib/io/checkpoint.js';
+import { placeImageTokens } from '../../lib/models/blip2.js';
+import type { VisionLanguageModel } from '../../lib/models/model.js';
+import { createModel } from '../../lib/models/registry.js';
+import { Weights } from '../../lib/models/weights.js';
 
-export const fixturePath = (name: string): string => fileURLToPath(new URL(`./fixtures/${name}`, import.meta.url));
+export const fixturePath = (name: string): string => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
 export interface LoadedEngine {
   engine: Engine;

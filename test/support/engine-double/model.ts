@@ -1,8 +1,8 @@
 // A Model over the stand-in worker.
 
-import { EngineClient } from '../../lib/engine/client.js';
-import { Model } from '../../lib/model.js';
-import { PromptTemplates, type PromptConfig } from '../../lib/prompts.js';
+import { EngineClient } from '../../../lib/engine/client.js';
+import { Model } from '../../../lib/model.js';
+import { PromptTemplates, type PromptConfig } from '../../../lib/prompts.js';
 
 const workerUrl = new URL('./worker.mjs', import.meta.url);
 

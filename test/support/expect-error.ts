@@ -2,7 +2,7 @@
 
 import { expect } from 'vitest';
 
-import { isQFormerError, type ErrorCode, type QFormerError } from '../lib/errors.js';
+import { isQFormerError, type ErrorCode, type QFormerError } from '../../lib/errors.js';
 
 /** Expects `run` to throw a QFormerError with `code` whose message matches `message`; returns it. */
 export function expectError(run: () => unknown, code: ErrorCode, message: RegExp | string): QFormerError {

@@ -1,7 +1,7 @@
 // Reads a fixture folder's expected.json and expected.safetensors (f32, i64, i32, u8) without the code under test.
 import { readFileSync } from 'node:fs';
 
-const ROOT = new URL('./fixtures/', import.meta.url);
+const ROOT = new URL('../fixtures/', import.meta.url);
 
 export interface Fixture<Json> {
   json: Json;

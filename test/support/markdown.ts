@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { packageRoot } from '../lib/package-root.js';
+import { packageRoot } from '../../lib/package-root.js';
 
 /** A fenced block and the `text` block after it, which is its expected output. */
 export interface CodeBlock {

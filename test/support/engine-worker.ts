@@ -2,10 +2,10 @@
 import { rmSync } from 'node:fs';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { buildSync } from 'esbuild';
-import { EngineClient, type ClientOptions } from '../lib/engine/client.js';
-import type { EngineRequest, EngineResult } from '../lib/engine/protocol.js';
+import { EngineClient, type ClientOptions } from '../../lib/engine/client.js';
+import type { EngineRequest, EngineResult } from '../../lib/engine/protocol.js';
 
-const source = (path: string): string => fileURLToPath(new URL(`../${path}`, import.meta.url));
+const source = (path: string): string => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 
 /** Bundles a source file into build/test (inside the package, where the addon is found); answers its URL. */
 export function bundle(entry: string): { url: URL; remove: () => void } {
