@@ -1,8 +1,8 @@
 // Builds the native fuzzers with clang and runs them: `npm run fuzz -- [SECONDS] [NAME]`.
 //
-// Every csrc/fuzz/fuzz_NAME.cpp runs SECONDS (default 60) from its corpus in csrc/fuzz/corpus/NAME. New inputs go to
-// build-fuzz/corpus/NAME, crashes to build-fuzz/; a crash ends the run with an error.
-import { existsSync, mkdirSync, readdirSync } from 'node:fs';
+// Every csrc/fuzz/fuzz_NAME.cpp runs SECONDS (default 60) from its corpus, csrc/fuzz/corpus/NAME.hex (one input a line).
+// New inputs go to build-fuzz/corpus/NAME, crashes to build-fuzz/; a crash ends the run with an error.
+import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -52,10 +52,17 @@ if (names.length === 0) {
   process.exit(2);
 }
 for (const name of names) {
-  const found = join(build, 'corpus', name);
-  const seeds = join(root, 'csrc', 'fuzz', 'corpus', name);
-  mkdirSync(found, { recursive: true });
+  const corpus = join(build, 'corpus', name);
+  unpackSeeds(name, corpus);
   console.log(`fuzz_${name}: ${seconds} s`);
-  const corpora = existsSync(seeds) ? [found, seeds] : [found];
-  run(join(build, `fuzz_${name}`), [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=4096', ...corpora]);
+  const limits = [`-max_total_time=${seconds}`, '-timeout=60', '-rss_limit_mb=4096', '-malloc_limit_mb=0'];
+  run(join(build, `fuzz_${name}`), [...limits, corpus]);
+}
+
+function unpackSeeds(name, folder) {
+  mkdirSync(folder, { recursive: true });
+  const seeds = join(root, 'csrc', 'fuzz', 'corpus', `${name}.hex`);
+  if (!existsSync(seeds)) return;
+  const lines = readFileSync(seeds, 'utf8').split('\n');
+  lines.forEach((line, i) => writeFileSync(join(folder, `seed-${i}`), Buffer.from(line, 'hex')));
 }
