@@ -32,7 +32,7 @@ function(qformer_isa_options layer)
     else()
       # g++ 12 reports the undefined start values inside its own intrinsics headers as uninitialised.
       set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS
-        "${QFORMER_ISA_${isa}};-Wno-uninitialized;-Wno-maybe-uninitialized")
+        "${QFORMER_ISA_${isa}};$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
     endif()
   endforeach()
 endfunction()
