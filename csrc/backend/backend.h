@@ -7,6 +7,12 @@
 // - Accumulation is in f32. Results do not depend on the other rows of a batch nor on the number of threads: every
 // output
 //   element has one fixed reduction order, whatever M is.
+// - "activation" tensors have one dtype per call, named by the field `dtype`: f32 on every backend, f16 and bf16 where
+// the
+//   device computes in them (QfBackend.activation_dtypes). An op whose dtype a backend lacks returns QF_UNSUPPORTED.
+//   Weights of norms, biases, pixels and logits are f32 always.
+// - A backend may run asynchronously: what it finds on the device (an id out of range) is then reported by the next
+//   download or synchronize.
 // - "ld*" and "*_stride" are distances in elements between consecutive rows (tokens); the last axis is always dense.
 // - A function returns a QfStatus; on failure it leaves a message for `last_error` on the calling thread.
 // - Optional pointers may be null; which ones is said at the field.
@@ -21,7 +27,7 @@
 extern "C" {
 #endif
 
-#define QF_BACKEND_ABI 1
+#define QF_BACKEND_ABI 2
 
 typedef enum QfStatus {
   QF_OK = 0,
@@ -56,52 +62,107 @@ typedef enum QfMask {
 
 // ---- linear -----------------------------------------------------------------------------------------------------
 
-// y = act(x · wᵀ + bias) + residual
+// y = act(n(x) · wᵀ + bias) + residual, n(x) = x / sqrt(mean(x²) + norm_eps) * norm_weight where norm_weight is given
+// (rounded to dtype, as rms_norm would have stored it), else x
 typedef struct QfLinear {
-  const void* x;          // [m, k] f32, rows ldx apart
-  const void* w;          // [n, k] w_dtype, rows ldw apart
-  const float* bias;      // [n] or null
-  const float* residual;  // [m, n], rows ldr apart, or null; may equal y
-  float* y;               // [m, n], rows ldy apart
+  const void* x;             // [m, k] dtype, rows ldx apart
+  const void* w;             // [n, k] w_dtype, rows ldw apart
+  const float* bias;         // [n] or null
+  const void* residual;      // [m, n] y_dtype, rows ldr apart, or null; may equal y
+  const float* norm_weight;  // [k] or null
+  void* y;                   // [m, n] y_dtype, rows ldy apart
   int64_t m, n, k;
   int64_t ldx, ldw, ldr, ldy;
-  int32_t x_dtype, w_dtype;  // x: f32; w: f32 | f16 | bf16
-  int32_t activation;        // QfActivation
-  int32_t math;              // QfMath
+  float norm_eps;
+  int32_t dtype;       // f32 | f16 | bf16
+  int32_t w_dtype;     // dtype f32: f32 | f16 | bf16; dtype f16, bf16: the same
+  int32_t y_dtype;     // dtype or f32
+  int32_t activation;  // QfActivation
+  int32_t math;        // QfMath; dtype f32 only
 } QfLinear;
 
-// y = act(x · w_gateᵀ) * (x · w_upᵀ), the gated feed-forward of LLaMA (SiLU) and T5 (GELU)
+// y = act(n(x) · w_gateᵀ) * (n(x) · w_upᵀ), the gated feed-forward of LLaMA (SiLU) and T5 (GELU); n as in QfLinear
 typedef struct QfGatedLinear {
-  const void* x;       // [m, k] f32
-  const void* w_gate;  // [n, k] w_dtype, rows ldw apart
-  const void* w_up;    // [n, k] w_dtype, rows ldw apart
-  float* y;            // [m, n]
+  const void* x;             // [m, k] dtype
+  const void* w_gate;        // [n, k] w_dtype, rows ldw apart
+  const void* w_up;          // [n, k] w_dtype, rows ldw apart
+  const float* norm_weight;  // [k] or null
+  void* y;                   // [m, n] dtype
   int64_t m, n, k;
   int64_t ldx, ldw, ldy;
-  int32_t x_dtype, w_dtype;
+  float norm_eps;
+  int32_t dtype, w_dtype;  // as in QfLinear
   int32_t activation;
   int32_t math;
 } QfGatedLinear;
+
+// The front half of a decoder layer's attention: q = rope(n(x) · wqᵀ), and rope(n(x) · wkᵀ), n(x) · wvᵀ into their
+// cache slots. Equal to rms_norm, three times linear, rope and kv_append, rounding to dtype after each.
+typedef struct QfQkvAppend {
+  const void* x;                // [m, k] dtype, rows ldx apart
+  const float* norm_weight;     // [k]
+  const void* wq;               // [heads * head_dim, k] w_dtype dense
+  const void* wk;               // [kv_heads * head_dim, k] w_dtype dense
+  const void* wv;               // same
+  const int32_t* positions;     // [m]
+  const float* inv_freq;        // [head_dim / 2]
+  const int32_t* slot_mapping;  // [m]; negative: skipped
+  void* q;                      // [m, heads, head_dim] dtype dense
+  void* k_cache;                // [slots, kv_heads, head_dim] cache_dtype
+  void* v_cache;                // same
+  int64_t m, k, ldx, heads, kv_heads, head_dim, slots;
+  float norm_eps;
+  int32_t dtype, w_dtype, cache_dtype;
+  int32_t math;
+} QfQkvAppend;
+
+// Symmetric weight-only quantisation: w ≈ q * scale, one scale per row and group of `group` columns; q in [-127, 127]
+// or
+// [-7, 7]. int4: two columns per byte, the even one in the low half, each stored as q + 8.
+typedef struct QfQuantize {
+  const void* w;             // [n, k] w_dtype, rows ldw apart
+  uint8_t* q;                // [n, k * bits / 8]; int8 as two's complement
+  float* scales;             // [n, k / group]
+  int64_t n, k, ldw, group;  // k % group == 0; group even
+  int32_t w_dtype, bits;     // bits: 8 | 4
+} QfQuantize;
+
+// y = act(n(x) · wᵀ + bias) + residual with w as QfQuantize stores it; n as in QfLinear
+typedef struct QfQuantLinear {
+  const void* x;             // [m, k] dtype, rows ldx apart
+  const uint8_t* q;          // [n, k * bits / 8]
+  const float* scales;       // [n, k / group]
+  const float* bias;         // [n] or null
+  const void* residual;      // [m, n] y_dtype, rows ldr apart, or null
+  const float* norm_weight;  // [k] or null
+  void* y;                   // [m, n] y_dtype, rows ldy apart
+  int64_t m, n, k, group;
+  int64_t ldx, ldr, ldy;
+  float norm_eps;
+  int32_t dtype, y_dtype, bits, activation;
+} QfQuantLinear;
 
 // ---- norm -------------------------------------------------------------------------------------------------------
 
 // y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis, biased variance, two passes
 typedef struct QfLayerNorm {
-  const float* x;       // [rows, cols], rows ldx apart
+  const void* x;        // [rows, cols] dtype, rows ldx apart
   const float* weight;  // [cols]
   const float* bias;    // [cols]
-  float* y;             // [rows, cols] dense
+  void* y;              // [rows, cols] dtype dense
   int64_t rows, cols, ldx;
   float eps;
+  int32_t dtype;
 } QfLayerNorm;
 
 // y = x / sqrt(mean(x²) + eps) * weight over the last axis
 typedef struct QfRmsNorm {
-  const float* x;       // [rows, cols], rows ldx apart
+  const void* x;        // [rows, cols] dtype, rows ldx apart
   const float* weight;  // [cols]
-  float* y;             // [rows, cols] dense
+  void* y;              // [rows, cols] dtype dense
   int64_t rows, cols, ldx;
   float eps;
+  int32_t dtype;
 } QfRmsNorm;
 
 // y = softmax(x) or log_softmax(x) over the last axis; -inf entries get 0 (-inf)
@@ -116,55 +177,79 @@ typedef struct QfSoftmax {
 
 // Rotary embedding, rotate-half pairs (j, j + head_dim/2); angle = position * inv_freq[j] in f32
 typedef struct QfRope {
-  const float* x;            // [tokens, heads, head_dim], tokens x_stride apart
+  const void* x;             // [tokens, heads, head_dim] dtype, tokens x_stride apart
   const int32_t* positions;  // [tokens]
   const float* inv_freq;     // [head_dim / 2]
-  float* y;                  // [tokens, heads, head_dim] dense
+  void* y;                   // [tokens, heads, head_dim] dtype dense
   int64_t tokens, heads, head_dim, x_stride;
+  int32_t dtype;
 } QfRope;
 
-// o = softmax(scale * q kᵀ + mask) v for packed sequences of different length; head h reads kv head h / (heads /
+// o = softmax(scale * q kᵀ + bias + mask) v for packed sequences of different length; head h reads kv head h / (heads /
 // kv_heads). A row that sees no key gives zeros.
 typedef struct QfAttention {
-  const float* q;               // [tokens_q, heads, head_dim], tokens q_stride apart
-  const float* k;               // [tokens_k, kv_heads, head_dim], tokens k_stride apart
-  const float* v;               // [tokens_k, kv_heads, head_dim], tokens v_stride apart
-  float* o;                     // [tokens_q, heads, head_dim] dense
+  const void* q;                // [tokens_q, heads, head_dim] dtype, tokens q_stride apart
+  const void* k;                // [tokens_k, kv_heads, head_dim] dtype, tokens k_stride apart
+  const void* v;                // [tokens_k, kv_heads, head_dim] dtype, tokens v_stride apart
+  const float* bias;            // [heads, bias_q, bias_k] or null: row i and key j of a sequence add bias[h][i][j]
+  void* o;                      // [tokens_q, heads, head_dim] dtype dense
   const int32_t* cu_seqlens_q;  // [batch + 1], first 0, last tokens_q
   const int32_t* cu_seqlens_k;  // [batch + 1], first 0, last tokens_k
   int64_t batch, tokens_q, tokens_k, heads, kv_heads, head_dim;
   int64_t q_stride, k_stride, v_stride;
+  int64_t bias_q, bias_k;  // a longer sequence than these is QF_INVALID_ARGUMENT
   float scale;
+  int32_t dtype;
   int32_t mask;       // QfMask
   int32_t num_query;  // query rows at the head of each sequence, for QF_MASK_ITC and QF_MASK_ITG
 } QfAttention;
 
 // Writes the k and v of new tokens into their slots. slot = block * block_size + offset; a negative slot is skipped.
 typedef struct QfKvAppend {
-  const float* k;               // [tokens, kv_heads, head_dim], tokens k_stride apart
-  const float* v;               // [tokens, kv_heads, head_dim], tokens v_stride apart
+  const void* k;                // [tokens, kv_heads, head_dim] dtype, tokens k_stride apart
+  const void* v;                // [tokens, kv_heads, head_dim] dtype, tokens v_stride apart
   void* k_cache;                // [blocks, block_size, kv_heads, head_dim] cache_dtype
   void* v_cache;                // same
   const int32_t* slot_mapping;  // [tokens]
   int64_t tokens, kv_heads, head_dim, k_stride, v_stride, slots;  // slots = blocks * block_size
-  int32_t cache_dtype;                                            // f32 | f16 | bf16
+  int32_t dtype, cache_dtype;                                     // f32 | f16 | bf16
 } QfKvAppend;
 
 // Causal attention of new tokens over the paged cache (which already holds them): prefill, chunked prefill and decode.
 // Row i of a sequence with lq new rows stands at position context_len - lq + i.
 typedef struct QfPagedAttention {
-  const float* q;               // [tokens, heads, head_dim], tokens q_stride apart
+  const void* q;                // [tokens, heads, head_dim] dtype, tokens q_stride apart
   const void* k_cache;          // [blocks, block_size, kv_heads, head_dim] cache_dtype
   const void* v_cache;          // same
-  float* o;                     // [tokens, heads, head_dim] dense
+  void* o;                      // [tokens, heads, head_dim] dtype dense
   const int32_t* cu_seqlens_q;  // [batch + 1]
   const int32_t* block_table;   // [batch, max_blocks]; entries past the context are not read
   const int32_t* context_lens;  // [batch] tokens in the cache, the new ones included
   int64_t batch, tokens, heads, kv_heads, head_dim, q_stride;
   int64_t blocks, block_size, max_blocks;
   float scale;
-  int32_t cache_dtype;
+  int32_t dtype, cache_dtype;
 } QfPagedAttention;
+
+// One cross-attention block of the Q-Former (post-norm): y = layer_norm(x + (attention(x · wqᵀ + bq, k, v)) · woᵀ +
+// bo). k and v come from one product of the image features with the weights of all cross layers, so they are strided
+// views. Every sequence has rows_per_batch rows; only the first num_query of each attend, the others are copied.
+typedef struct QfQFormerCrossAttention {
+  const void* x;             // [batch * rows_per_batch, heads * head_dim] dtype dense
+  const void* wq;            // [heads * head_dim, heads * head_dim] w_dtype dense
+  const float* bq;           // [heads * head_dim]
+  const void* k;             // [batch * keys, heads, head_dim] dtype, rows kv_stride apart
+  const void* v;             // same
+  const void* wo;            // [heads * head_dim, heads * head_dim] w_dtype dense
+  const float* bo;           // [heads * head_dim]
+  const float* norm_weight;  // [heads * head_dim]
+  const float* norm_bias;    // [heads * head_dim]
+  void* y;                   // like x
+  int64_t batch, rows_per_batch, num_query, keys, heads, head_dim, kv_stride;
+  float scale, norm_eps;
+  int32_t dtype, w_dtype;
+  int32_t math;
+} QfQFormerCrossAttention;
 
 // ---- tokens -----------------------------------------------------------------------------------------------------
 
@@ -174,15 +259,16 @@ typedef struct QfGatherRows {
   const int32_t* ids;  // [tokens]
   void* y;             // [tokens, cols] out_dtype dense
   int64_t rows, cols, tokens, ld;
-  int32_t dtype, out_dtype;  // f32 | f16 | bf16 → f32, or the same dtype on both sides
+  int32_t dtype, out_dtype;  // f32 | f16 | bf16 on either side
 } QfGatherRows;
 
 // dst[ids[t]] = src[t]; ids must be distinct; an id outside [0, rows) is QF_INVALID_ARGUMENT
 typedef struct QfScatterRows {
-  float* dst;          // [rows, cols], rows ldd apart
+  void* dst;           // [rows, cols] dtype, rows ldd apart
   const int32_t* ids;  // [tokens]
-  const float* src;    // [tokens, cols], rows lds apart
+  const void* src;     // [tokens, cols] dtype, rows lds apart
   int64_t rows, cols, tokens, ldd, lds;
+  int32_t dtype;  // f32 | f16 | bf16
 } QfScatterRows;
 
 // ---- elementwise ------------------------------------------------------------------------------------------------
@@ -191,19 +277,21 @@ typedef enum QfBinary { QF_ADD = 0, QF_SUB = 1, QF_MUL = 2, QF_DIV = 3 } QfBinar
 
 // y = a op b; b is broadcast over rows where ldb is 0
 typedef struct QfBinaryArgs {
-  const float* a;  // [rows, cols], rows lda apart
-  const float* b;  // [rows, cols], rows ldb apart (0: one row for all)
-  float* y;        // [rows, cols] dense
+  const void* a;  // [rows, cols] dtype, rows lda apart
+  const void* b;  // [rows, cols] dtype, rows ldb apart (0: one row for all)
+  void* y;        // [rows, cols] dtype dense
   int64_t rows, cols, lda, ldb;
   int32_t op;  // QfBinary
+  int32_t dtype;
 } QfBinaryArgs;
 
 // y = act(x) * scale + shift
 typedef struct QfUnary {
-  const float* x;  // [rows, cols], rows ldx apart
-  float* y;        // [rows, cols] dense
+  const void* x;  // [rows, cols] dtype, rows ldx apart
+  void* y;        // [rows, cols] dtype dense
   int64_t rows, cols, ldx;
   int32_t activation;
+  int32_t dtype;
   float scale, shift;
 } QfUnary;
 
@@ -243,9 +331,9 @@ typedef struct QfPatchEmbedding {
   const float* bias;             // [dim] or null
   const float* class_embedding;  // [dim]
   const float* positions;        // [1 + grid_h * grid_w, dim]
-  float* y;                      // [batch * (1 + grid_h * grid_w), dim]
+  void* y;                       // [batch * (1 + grid_h * grid_w), dim] dtype
   int64_t batch, channels, height, width, patch, dim;
-  int32_t w_dtype;
+  int32_t dtype, w_dtype;  // as in QfLinear; pixels are rounded to dtype first
   int32_t math;
 } QfPatchEmbedding;
 
@@ -264,16 +352,16 @@ typedef struct QfPenalizeLogits {
   int64_t history_len, banned_len;  // elements; offsets beyond them are QF_INVALID_ARGUMENT
 } QfPenalizeLogits;
 
-// scores = logits / temperature, then top-k (ties kept), top-p, min-p: dropped entries become -inf.
-// temperature 0 means greedy and leaves the row as it is.
+// scores = logits / temperature, then top-k (ties kept), top-p, min-p: dropped entries become -inf. None of the three
+// leaves fewer than min_tokens_to_keep. temperature 0 means greedy and leaves the row as it is.
 typedef struct QfWarpLogits {
-  const float* logits;       // [batch, vocab] dense
-  float* scores;             // [batch, vocab] dense, may equal logits
-  const float* temperature;  // [batch]
-  const int32_t* top_k;      // [batch], 0: off
-  const float* top_p;        // [batch], 1: off
-  const float* min_p;        // [batch], 0: off
-  int64_t batch, vocab;
+  const float* logits;                       // [batch, vocab] dense
+  float* scores;                             // [batch, vocab] dense, may equal logits
+  const float* temperature;                  // [batch]
+  const int32_t* top_k;                      // [batch], 0: off
+  const float* top_p;                        // [batch], 1: off
+  const float* min_p;                        // [batch], 0: off
+  int64_t batch, vocab, min_tokens_to_keep;  // at least 1
 } QfWarpLogits;
 
 // One token per row from the warped scores: the arg max (lowest id on ties) where temperature is 0, else inverse CDF in
@@ -309,6 +397,19 @@ typedef struct QfLoraMerge {
   int32_t w_dtype;
 } QfLoraMerge;
 
+// Adds the adapter of each row: y[r] += scaling[s] * b[s] · (a[s] · x[r]) with s = adapters[r]. Adapters of lower rank
+// are padded with zeros. a · x is kept in f32.
+typedef struct QfLoraApply {
+  const void* x;            // [m, k] dtype, rows ldx apart
+  const void* a;            // [slots, rank, k] w_dtype dense
+  const void* b;            // [slots, n, rank] w_dtype dense
+  const float* scaling;     // [slots]
+  const int32_t* adapters;  // [m]; negative: none. An index outside [0, slots) is QF_INVALID_ARGUMENT
+  void* y;                  // [m, n] dtype, rows ldy apart; in place
+  int64_t m, n, k, slots, rank, ldx, ldy;
+  int32_t dtype, w_dtype;  // as in QfLinear
+} QfLoraApply;
+
 // ---- the table --------------------------------------------------------------------------------------------------
 
 typedef struct QfDeviceInfo {
@@ -337,30 +438,45 @@ typedef struct QfBackend {
   QfStatus (*synchronize)(int32_t device);
   // 1 where kernels read host memory directly, so that mapped weights are used in place
   int32_t host_memory;
+  // Bit set of 1 << QfDtype: the activation dtypes that ops take.
+  int32_t activation_dtypes;
 
-#define QF_OPS(X)                      \
-  X(linear, QfLinear)                  \
-  X(gated_linear, QfGatedLinear)       \
-  X(layer_norm, QfLayerNorm)           \
-  X(rms_norm, QfRmsNorm)               \
-  X(softmax, QfSoftmax)                \
-  X(rope, QfRope)                      \
-  X(attention, QfAttention)            \
-  X(kv_append, QfKvAppend)             \
-  X(paged_attention, QfPagedAttention) \
-  X(gather_rows, QfGatherRows)         \
-  X(scatter_rows, QfScatterRows)       \
-  X(binary, QfBinaryArgs)              \
-  X(unary, QfUnary)                    \
-  X(copy, QfCopy)                      \
-  X(resize_bicubic, QfResizeBicubic)   \
-  X(normalize_image, QfNormalizeImage) \
-  X(patch_embedding, QfPatchEmbedding) \
-  X(penalize_logits, QfPenalizeLogits) \
-  X(warp_logits, QfWarpLogits)         \
-  X(sample, QfSample)                  \
-  X(top_k, QfTopK)                     \
-  X(lora_merge, QfLoraMerge)
+  // Optional (null: the caller replays op by op). Ops called between capture_begin and capture_end on one thread are
+  // put into a graph instead of run; all their memory must stay valid until graph_free. capture_end gives null in
+  // *graph and a failed status when anything in between failed.
+  QfStatus (*capture_begin)(int32_t device);
+  QfStatus (*capture_end)(int32_t device, void** graph);
+  QfStatus (*graph_launch)(int32_t device, void* graph);
+  void (*graph_free)(int32_t device, void* graph);
+
+#define QF_OPS(X)                                     \
+  X(linear, QfLinear)                                 \
+  X(gated_linear, QfGatedLinear)                      \
+  X(qkv_append, QfQkvAppend)                          \
+  X(quantize, QfQuantize)                             \
+  X(quant_linear, QfQuantLinear)                      \
+  X(layer_norm, QfLayerNorm)                          \
+  X(rms_norm, QfRmsNorm)                              \
+  X(softmax, QfSoftmax)                               \
+  X(rope, QfRope)                                     \
+  X(attention, QfAttention)                           \
+  X(kv_append, QfKvAppend)                            \
+  X(paged_attention, QfPagedAttention)                \
+  X(qformer_cross_attention, QfQFormerCrossAttention) \
+  X(gather_rows, QfGatherRows)                        \
+  X(scatter_rows, QfScatterRows)                      \
+  X(binary, QfBinaryArgs)                             \
+  X(unary, QfUnary)                                   \
+  X(copy, QfCopy)                                     \
+  X(resize_bicubic, QfResizeBicubic)                  \
+  X(normalize_image, QfNormalizeImage)                \
+  X(patch_embedding, QfPatchEmbedding)                \
+  X(penalize_logits, QfPenalizeLogits)                \
+  X(warp_logits, QfWarpLogits)                        \
+  X(sample, QfSample)                                 \
+  X(top_k, QfTopK)                                    \
+  X(lora_merge, QfLoraMerge)                          \
+  X(lora_apply, QfLoraApply)
 
 #define QF_DECLARE_OP(name, Args) QfStatus (*name)(int32_t device, const Args* args);
   QF_OPS(QF_DECLARE_OP)
