@@ -46,7 +46,7 @@ describe('an instruction-aware Q-Former', () => {
       };
       check(input.hidden, 0);
       runLayers(input.hidden, model.qformer.layers, (layer, h, i) =>
-        check(layer.forward(h, input.layout, features, 'itm'), i + 1),
+        check(layer.forward(h, input.layout, input.imageKeys[i], 'itm'), i + 1),
       );
     });
   });
