@@ -21,6 +21,9 @@ uint64_t bytes_in_use = 0;
 void* reserve(uint64_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(p, bytes, MADV_HUGEPAGE);  // the shadow is eight times the memory: small pages would cost TLB misses
+#endif
   return p;
 }
 
