@@ -1,8 +1,8 @@
-// The decode linear family: products of few rows (the tokens of a decode step or of a short prompt) with weights that are
-// streamed once. linear.cu and gated_linear come here while decode_serves() says so.
+// The decode linear family: products of few rows (the tokens of a decode step or of a short prompt) with weights that
+// are streamed once. linear.cu and gated_linear come here while decode_serves() says so.
 //
-// Invariance: a row's bits are the same for every m that decode_serves, whatever rows stand beside it. A product of more
-// rows (gemm_kernel.cuh) sums k in another order and may differ in the last bits.
+// Invariance: a row's bits are the same for every m that decode_serves, whatever rows stand beside it. A product of
+// more rows (gemm_kernel.cuh) sums k in another order and may differ in the last bits.
 #pragma once
 
 #include "backend/backend.h"

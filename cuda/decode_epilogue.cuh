@@ -24,10 +24,12 @@ QF_DEVICE void store_decoded(const DecodeOutput& out, int token, int column, flo
   activate(value, out.activation);
   const int64_t residual_at = token * out.ldr + column, y_at = token * out.ldy + column;
   if (out.y_f32) {
-    if (out.residual != nullptr) value[0] += Global<const float>(static_cast<const float*>(out.residual)).load(residual_at);
+    if (out.residual != nullptr)
+      value[0] += Global<const float>(static_cast<const float*>(out.residual)).load(residual_at);
     Global<float>(static_cast<float*>(out.y)).store(y_at, value[0]);
   } else {
-    if (out.residual != nullptr) value[0] += to_float(Global<const T>(static_cast<const T*>(out.residual)).load(residual_at));
+    if (out.residual != nullptr)
+      value[0] += to_float(Global<const T>(static_cast<const T*>(out.residual)).load(residual_at));
     Global<T>(static_cast<T*>(out.y)).store(y_at, from_float<T>(value[0]));
   }
 }

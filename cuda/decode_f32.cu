@@ -1,7 +1,7 @@
 // A warp per weight row (gated: per row of gate and of up), 8 tokens at a time in FMAs.
 //
-// Lane l takes columns 4l, 4l + 128, 4l + 256, … of the row and of every token, in ascending order, and a butterfly adds
-// the lanes: one order per sum, whatever m. Traffic: weights once per 8 tokens, past L1; tokens from L1.
+// Lane l takes columns 4l, 4l + 128, 4l + 256, … of the row and of every token, in ascending order, and a butterfly
+// adds the lanes: one order per sum, whatever m. Traffic: weights once per 8 tokens, past L1; tokens from L1.
 #include "decode_f32.h"
 
 #include "prims/grid.h"
@@ -100,7 +100,8 @@ QfStatus launch_f32(DeviceContext& context, const char* name, const DecodeF32Arg
   const auto launch_kernel = [&](auto kernel) {
     return launch_dependent(name, context.stream, kernel, grid, dim3(kWarps * 32), 0, args);
   };
-  if (args.w_up != nullptr) return wide ? launch_kernel(f32_kernel<W, true, true>) : launch_kernel(f32_kernel<W, true, false>);
+  if (args.w_up != nullptr)
+    return wide ? launch_kernel(f32_kernel<W, true, true>) : launch_kernel(f32_kernel<W, true, false>);
   return wide ? launch_kernel(f32_kernel<W, false, true>) : launch_kernel(f32_kernel<W, false, false>);
 }
 

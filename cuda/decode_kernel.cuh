@@ -1,6 +1,6 @@
-// The order of events in a streaming kernel, shared by linear, gated linear and QKV: allow the next kernel to start, ask
-// for the first weights, wait for the tokens, load weights into registers, stage the tokens while they travel, multiply,
-// exchange sums. And on the host, the choice of instance by the number of tokens.
+// The order of events in a streaming kernel, shared by linear, gated linear and QKV: allow the next kernel to start,
+// ask for the first weights, wait for the tokens, load weights into registers, stage the tokens while they travel,
+// multiply, exchange sums. And on the host, the choice of instance by the number of tokens.
 #pragma once
 
 #include "decode_tokens.cuh"
@@ -48,7 +48,9 @@ QF_DEVICE void stream_product(const DecodeTokens& tokens, const Stream& weights,
 }
 
 // How many blocks the registers of a multiprocessor must allow.
-constexpr int stream_blocks(int tiles, int token_tiles) { return token_tiles > 4 ? 1 : tiles * token_tiles > 1 ? 2 : 3; }
+constexpr int stream_blocks(int tiles, int token_tiles) {
+  return token_tiles > 4 ? 1 : tiles * token_tiles > 1 ? 2 : 3;
+}
 
 template <int kTiles, int kTokenTiles, bool kStaged>
 struct StreamShape {
@@ -57,8 +59,8 @@ struct StreamShape {
   static constexpr bool kStagedTokens = kStaged;
 };
 
-// Calls `run(StreamShape{})` with the instance for this many tokens. One token tile takes kFewTiles tiles of weights per
-// block, more tokens two, so that a fragment of tokens read from L1 serves 32 rows.
+// Calls `run(StreamShape{})` with the instance for this many tokens. One token tile takes kFewTiles tiles of weights
+// per block, more tokens two, so that a fragment of tokens read from L1 serves 32 rows.
 template <int kFewTiles, class Run>
 QfStatus pick_stream_shape(int32_t m, bool staged, const Run& run) {
   if (staged) return run(StreamShape<kFewTiles, 1, true>{});

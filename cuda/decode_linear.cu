@@ -1,9 +1,9 @@
 // linear and gated linear for few rows of 16-bit activations, over the streaming product of decode_stream.cuh.
 //
-// A block owns 16 or 32 output columns, a gated one 16 columns of gate and up each. With 4096 columns of k a block streams
-// 128 KB (gated 256 KB) and blocks outnumber what is resident only for wide layers, where the next block's loads fill the
-// tail. The exchange of sums costs 10 KB of shared memory per tile.
-// Registers on sm_90 (nvcc 13): see docs in decode_kernel.cuh's stream_blocks; no spills on sm_75 … sm_120.
+// A block owns 16 or 32 output columns, a gated one 16 columns of gate and up each. With 4096 columns of k a block
+// streams 128 KB (gated 256 KB) and blocks outnumber what is resident only for wide layers, where the next block's
+// loads fill the tail. The exchange of sums costs 10 KB of shared memory per tile. Registers on sm_90 (nvcc 13): see
+// docs in decode_kernel.cuh's stream_blocks; no spills on sm_75 … sm_120.
 #include "decode.h"
 #include "decode_epilogue.cuh"
 #include "decode_f32.h"
@@ -53,7 +53,8 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kStreamThreads, stream_blocks(kTiles, kTokenTile
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           const int column = first_row + tile * kTileRows + row;
-          if (column < args.out.n) store_decoded<T>(args.out, first_token + token, column, sums.total(tile, token, row));
+          if (column < args.out.n)
+            store_decoded<T>(args.out, first_token + token, column, sums.total(tile, token, row));
         }
       });
 }
@@ -64,16 +65,15 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kStreamThreads, stream_blocks(2, kTokenTiles)) g
   WeightStream<T, 2, kAligned> weights(args.tokens.k);
   set_tile<T>(weights, 0, args.w_gate, args.ldw, first_row, args.n);
   set_tile<T>(weights, 1, args.w_up, args.ldw, first_row, args.n);
-  stream_product<T, 2, kTokenTiles, kStaged>(
-      args.tokens, weights, [&](const SumExchange<2>& sums, int first_token) {
-        const int row = static_cast<int>(threadIdx.x) % kTileRows, token = static_cast<int>(threadIdx.x) / kTileRows;
-        const int column = first_row + row;
-        if (first_token + token >= args.tokens.m || column >= args.n) return;
-        float gate[1] = {sums.total(0, token, row)};
-        activate(gate, args.activation);
-        const float value = gate[0] * sums.total(1, token, row);
-        Global<T>(static_cast<T*>(args.y)).store((first_token + token) * args.ldy + column, from_float<T>(value));
-      });
+  stream_product<T, 2, kTokenTiles, kStaged>(args.tokens, weights, [&](const SumExchange<2>& sums, int first_token) {
+    const int row = static_cast<int>(threadIdx.x) % kTileRows, token = static_cast<int>(threadIdx.x) / kTileRows;
+    const int column = first_row + row;
+    if (first_token + token >= args.tokens.m || column >= args.n) return;
+    float gate[1] = {sums.total(0, token, row)};
+    activate(gate, args.activation);
+    const float value = gate[0] * sums.total(1, token, row);
+    Global<T>(static_cast<T*>(args.y)).store((first_token + token) * args.ldy + column, from_float<T>(value));
+  });
 }
 
 bool weights_aligned(const void* w, int64_t ldw, int64_t n, int64_t k) {
@@ -121,14 +121,14 @@ QfStatus decode_linear(int32_t device, const QfLinear* a) {
   DeviceContext& context = context_of(device);
   if (a->m == 0 || a->n == 0) return QF_OK;
   if (const QfStatus status = check_decode_dtype(context, kName, a->dtype); status != QF_OK) return status;
-  DecodeTokens tokens = {a->x,        a->norm_weight, a->ldx, static_cast<int32_t>(a->m), static_cast<int32_t>(a->k),
+  DecodeTokens tokens = {a->x,       a->norm_weight, a->ldx, static_cast<int32_t>(a->m), static_cast<int32_t>(a->k),
                          a->norm_eps};
   const bool staged = tokens_are_staged(tokens, a->dtype) && weights_aligned(a->w, a->ldw, a->n, a->k);
   if (!staged) {
     if (const QfStatus status = prepare_tokens(context, kName, a->dtype, &tokens); status != QF_OK) return status;
   }
-  const DecodeOutput out = {
-      a->bias, a->residual, a->y, a->ldr, a->ldy, static_cast<int32_t>(a->n), a->activation, a->y_dtype == QF_F32};
+  const DecodeOutput out = {a->bias,       a->residual,         a->y, a->ldr, a->ldy, static_cast<int32_t>(a->n),
+                            a->activation, a->y_dtype == QF_F32};
   if (a->dtype == QF_F32) {
     const bool round_x = a->math == QF_MATH_BF16 && a->w_dtype == QF_BF16;
     return decode_f32(context, kName, {tokens, out, a->w, nullptr, a->ldw, round_x}, a->w_dtype);
@@ -143,7 +143,7 @@ QfStatus decode_gated_linear(int32_t device, const QfGatedLinear* a) {
   DeviceContext& context = context_of(device);
   if (a->m == 0 || a->n == 0) return QF_OK;
   if (const QfStatus status = check_decode_dtype(context, kName, a->dtype); status != QF_OK) return status;
-  DecodeTokens tokens = {a->x,        a->norm_weight, a->ldx, static_cast<int32_t>(a->m), static_cast<int32_t>(a->k),
+  DecodeTokens tokens = {a->x,       a->norm_weight, a->ldx, static_cast<int32_t>(a->m), static_cast<int32_t>(a->k),
                          a->norm_eps};
   const bool staged = tokens_are_staged(tokens, a->dtype) && weights_aligned(a->w_gate, a->ldw, a->n, a->k) &&
                       weights_aligned(a->w_up, a->ldw, a->n, a->k);

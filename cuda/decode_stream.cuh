@@ -1,17 +1,18 @@
 // The weight-streaming product of the decode family: tiles of 16 weight rows times up to 64 tokens.
 //
 // Weights are the A operand of mma.m16n8k16 and tokens its n8 side, for one token as for 64: the tensor cores are idle
-// anyway (a step of 1 KB of weights costs 2 mma; an SM gets 15 bytes per clock from HBM), a lane spends no conversions on
-// weights, and every token's sum is the same chain of mma whatever stands in the other columns. So rows do not depend on m.
+// anyway (a step of 1 KB of weights costs 2 mma; an SM gets 15 bytes per clock from HBM), a lane spends no conversions
+// on weights, and every token's sum is the same chain of mma whatever stands in the other columns. So rows do not
+// depend on m.
 //
 // The 8 warps of a block share one output tile and deal out its columns: warp w takes the steps of 64 columns w, w + 8,
-// w + 16, …, and the 8 partial sums are added in warp order. Lane (g, t) loads 16 bytes of rows g and g + 8 at column 8t of
-// a 32-column half step, straight from global memory into the A fragment: mma may see k in any order as long as the tokens'
-// fragment (16 bytes at column 8t of token g) follows. Traffic: each weight byte once, past L1; tokens from L1, L2 or,
-// when normalised here, from shared memory.
+// w + 16, …, and the 8 partial sums are added in warp order. Lane (g, t) loads 16 bytes of rows g and g + 8 at column
+// 8t of a 32-column half step, straight from global memory into the A fragment: mma may see k in any order as long as
+// the tokens' fragment (16 bytes at column 8t of token g) follows. Traffic: each weight byte once, past L1; tokens from
+// L1, L2 or, when normalised here, from shared memory.
 //
-// In flight: 4 loads of 16 bytes per lane, tile and step = 16 KB per block; 2 tiles double it, and so does loading 2 steps
-// ahead, for up to 8 tokens.
+// In flight: 4 loads of 16 bytes per lane, tile and step = 16 KB per block; 2 tiles double it, and so does loading 2
+// steps ahead, for up to 8 tokens.
 #pragma once
 
 #include "prims/grid.h"
@@ -162,8 +163,8 @@ QF_DEVICE void multiply_step(StreamSums<kTiles, kTokenTiles>& sums, const Step& 
   }
 }
 
-// Where the warps of a block leave their sums for each other: [warp][tile][token of the pass][row], tokens kPitch apart so
-// that neither side has bank conflicts worth naming.
+// Where the warps of a block leave their sums for each other: [warp][tile][token of the pass][row], tokens kPitch apart
+// so that neither side has bank conflicts worth naming.
 template <int kTiles>
 class SumExchange {
  public:
@@ -196,8 +197,8 @@ class SumExchange {
   Shared<float> memory_;
 };
 
-// Gives the finished sums to `finish(exchange, first_token)`, 16 tokens at a time; all threads call it, and it may store
-// only tokens below m.
+// Gives the finished sums to `finish(exchange, first_token)`, 16 tokens at a time; all threads call it, and it may
+// store only tokens below m.
 template <int kTiles, int kTokenTiles, class Finish>
 QF_DEVICE void finish_stream(const StreamSums<kTiles, kTokenTiles>& sums, int m, Shared<float> memory,
                              const Finish& finish) {

@@ -1,7 +1,7 @@
 // RMS norm of one row by a block of 256 threads, for the prologue of the streaming kernels and for the kernel that
-// prepares tokens. Chunk c of 8 columns belongs to thread c % 256; a thread adds its squares in ascending order, then the
-// butterfly of its warp, then the 8 warps in order: the same bits wherever it runs.
-// Traffic: x twice (the second time from L1) and the norm's weight once per block.
+// prepares tokens. Chunk c of 8 columns belongs to thread c % 256; a thread adds its squares in ascending order, then
+// the butterfly of its warp, then the 8 warps in order: the same bits wherever it runs. Traffic: x twice (the second
+// time from L1) and the norm's weight once per block.
 #pragma once
 
 #include "decode_stream.cuh"
