@@ -1,5 +1,5 @@
-// The activations of QfActivation on f32 values in registers, for fused epilogues. The switch is outside the loop: it is
-// uniform over the grid.
+// The activations of QfActivation on f32 values in registers, for fused epilogues. The switch is outside the loop: it
+// is uniform over the grid.
 #pragma once
 
 #include "backend/backend.h"

@@ -11,7 +11,7 @@ namespace qformer::cuda {
 
 // Rows up to which a product is bound by the bytes of its weights. f32 activations run on FMAs, where a tiled product
 // takes over earlier.
-inline constexpr int64_t kDecodeRows = 64;
+inline constexpr int64_t kDecodeRows = 32;
 inline constexpr int64_t kDecodeRowsF32 = 16;
 
 inline bool decode_serves(int64_t m, int32_t dtype) { return m <= (dtype == QF_F32 ? kDecodeRowsF32 : kDecodeRows); }

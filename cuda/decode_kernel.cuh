@@ -49,7 +49,10 @@ QF_DEVICE void stream_product(const DecodeTokens& tokens, const Stream& weights,
 
 // How many blocks the registers of a multiprocessor must allow.
 constexpr int stream_blocks(int tiles, int token_tiles) {
-  return token_tiles > 4 ? 1 : tiles * token_tiles > 1 ? 2 : 3;
+#if QF_DEVICE_ARCH > 0 && QF_DEVICE_ARCH < 800
+  return tiles * token_tiles > 1 ? 1 : 2;  // twice the mma instructions, and their fragments
+#endif
+  return token_tiles > 2 ? 1 : tiles * token_tiles > 1 ? 2 : 3;
 }
 
 template <int kTiles, int kTokenTiles, bool kStaged>
@@ -66,8 +69,7 @@ QfStatus pick_stream_shape(int32_t m, bool staged, const Run& run) {
   if (staged) return run(StreamShape<kFewTiles, 1, true>{});
   if (m <= 8) return run(StreamShape<kFewTiles, 1, false>{});
   if (m <= 16) return run(StreamShape<2, 2, false>{});
-  if (m <= 32) return run(StreamShape<2, 4, false>{});
-  return run(StreamShape<2, 8, false>{});
+  return run(StreamShape<2, 4, false>{});
 }
 
 // bf16 needs sm_80, whatever the product.

@@ -1,9 +1,10 @@
 // linear and gated linear for few rows of 16-bit activations, over the streaming product of decode_stream.cuh.
 //
 // A block owns 16 or 32 output columns, a gated one 16 columns of gate and up each. With 4096 columns of k a block
-// streams 128 KB (gated 256 KB) and blocks outnumber what is resident only for wide layers, where the next block's
-// loads fill the tail. The exchange of sums costs 10 KB of shared memory per tile. Registers on sm_90 (nvcc 13): see
-// docs in decode_kernel.cuh's stream_blocks; no spills on sm_75 … sm_120.
+// streams 128 KB (gated 256 KB), and the sums' exchange costs 10 KB of shared memory per tile. Up to 8 tokens on sm_90
+// (nvcc 13): linear 80 registers, 3 blocks, 96 KB of loads in flight per SM; gated 128, 2 blocks, 128 KB. 9 to 16
+// tokens: 128 registers, 2 blocks, 64 KB; 17 to 32: 255, 1 block, 32 KB. HBM at 3.35 TB/s wants 15 KB. No spills from
+// sm_75 to sm_120.
 #include "decode.h"
 #include "decode_epilogue.cuh"
 #include "decode_f32.h"
@@ -93,7 +94,7 @@ QfStatus launch_linear(DeviceContext& context, const LinearArgs& args, bool stag
                             dim3(blocks_of(args.out.n, kTiles * kTileRows)), dim3(kStreamThreads), bytes, args);
   };
   if (!weights_aligned(args.w, args.ldw, args.out.n, args.tokens.k)) {
-    return launch_shape(StreamShape<1, 8, false>{}, std::false_type{});
+    return launch_shape(StreamShape<1, 4, false>{}, std::false_type{});
   }
   return pick_stream_shape<1>(args.tokens.m, staged, [&](auto shape) { return launch_shape(shape, std::true_type{}); });
 }
@@ -109,7 +110,7 @@ QfStatus launch_gated(DeviceContext& context, const GatedArgs& args, bool staged
   };
   if (!weights_aligned(args.w_gate, args.ldw, args.n, args.tokens.k) ||
       !weights_aligned(args.w_up, args.ldw, args.n, args.tokens.k)) {
-    return launch_shape(StreamShape<2, 8, false>{}, std::false_type{});
+    return launch_shape(StreamShape<2, 4, false>{}, std::false_type{});
   }
   return pick_stream_shape<2>(args.tokens.m, staged, [&](auto shape) { return launch_shape(shape, std::true_type{}); });
 }

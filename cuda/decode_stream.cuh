@@ -1,6 +1,6 @@
-// The weight-streaming product of the decode family: tiles of 16 weight rows times up to 64 tokens.
+// The weight-streaming product of the decode family: tiles of 16 weight rows times up to 32 tokens.
 //
-// Weights are the A operand of mma.m16n8k16 and tokens its n8 side, for one token as for 64: the tensor cores are idle
+// Weights are the A operand of mma.m16n8k16 and tokens its n8 side, for one token as for 32: the tensor cores are idle
 // anyway (a step of 1 KB of weights costs 2 mma; an SM gets 15 bytes per clock from HBM), a lane spends no conversions
 // on weights, and every token's sum is the same chain of mma whatever stands in the other columns. So rows do not
 // depend on m.
@@ -93,18 +93,20 @@ template <class T>
 class GlobalTokens {
  public:
   QF_DEVICE GlobalTokens(Global<const T> x, int64_t ld, int m, int columns)
-      : first_(x + stream_lane() / 4 * ld), ld_(ld), left_(m - stream_lane() / 4), columns_(columns) {}
+      : first_(x + stream_lane() / 4 * ld),
+        stride_(static_cast<int>(8 * ld)),
+        left_(m - stream_lane() / 4),
+        columns_(columns) {}
 
   // Columns [column, column + 8) of token 8j + lane / 4.
   QF_DEVICE Words load(int j, int column) const {
     if (8 * j >= left_ || column >= columns_) return Words{{0, 0, 0, 0}};
-    return bit_cast<Words>(first_.template load_vec<8>(8 * j * ld_ + column));
+    return bit_cast<Words>(first_.template load_vec<8>(j * stride_ + column));
   }
 
  private:
   Global<const T> first_;
-  int64_t ld_;
-  int left_, columns_;
+  int stride_, left_, columns_;
 };
 
 // The same in shared memory; rows are zero-filled to whole steps.
@@ -143,11 +145,11 @@ template <class T, int kTiles, int kTokenTiles, class Step, class Tokens>
 QF_DEVICE void multiply_step(StreamSums<kTiles, kTokenTiles>& sums, const Step& w, const Tokens& tokens, int step) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    // Keeps the compiler from loading the tokens of both halves at once, which costs more registers than there are.
-    if constexpr (kTokenTiles > 1) __syncwarp();
     const int column = step * kStreamStep + half * 32 + stream_lane() % 4 * 8;
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
+      // Keeps the compiler from loading more tokens ahead than there are registers for.
+      if (kTokenTiles > 1 && j % 4 == 0) __syncwarp();
       const Words x = tokens.load(j, column);
       const uint32_t low[2] = {x[0], x[1]}, high[2] = {x[2], x[3]};
 #pragma unroll

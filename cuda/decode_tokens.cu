@@ -49,7 +49,9 @@ bool rows_on_16_bytes(const DecodeTokens& tokens, int32_t dtype) {
 }
 
 bool read_in_place(const DecodeTokens& tokens, int32_t dtype) {
-  return tokens.norm_weight == nullptr && tokens.k % 8 == 0 && rows_on_16_bytes(tokens, dtype);
+  constexpr int64_t kMostColumns = int64_t{1} << 24;  // so that offsets of tokens fit 32 bits
+  return tokens.norm_weight == nullptr && tokens.k % 8 == 0 && tokens.ldx <= kMostColumns &&
+         rows_on_16_bytes(tokens, dtype);
 }
 
 template <class T>
