@@ -7,8 +7,9 @@
 namespace qformer::cuda {
 namespace {
 
-constexpr int32_t kNeverCut = 1 << 20;  // weight rows of a product whose k stays in one piece
-constexpr int32_t kMaxTickets = 4096;   // DeviceContext::counters has so many
+constexpr int32_t kNeverCut = 1 << 20;                  // weight rows of a product whose k stays in one piece
+constexpr size_t kMaxPartialsBytes = size_t{32} << 20;  // so that they stay in L2, and scratch small
+constexpr int32_t kMaxTickets = 4096;                   // DeviceContext::counters has so many
 
 int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
@@ -118,7 +119,7 @@ bool plan_kernel(const GemmDevice& device, const GemmArgs& args, GemmKernel kern
   if (plan->chunks == 1) return true;
   const int64_t tiles = static_cast<int64_t>(plan->tiles_m) * plan->tiles_n;
   plan->partials_bytes = static_cast<size_t>(tiles * plan->chunks) * tile.rows * tile.weights * sizeof(float);
-  return tiles <= kMaxTickets;
+  return tiles <= kMaxTickets && plan->partials_bytes <= kMaxPartialsBytes;
 }
 
 GemmPlan plan_gemm(const GemmDevice& device, const GemmArgs& args) {
