@@ -8,8 +8,8 @@ using namespace qformer::test;
 
 namespace {
 
-// Before the first call of the backend, which reads the device once.
-const bool arch_is_set = (emulator::set_arch(75), true);
+// Every case begins with it: the backend reads the device once, at its first call.
+void begin() { emulator::set_arch(75); }
 
 QfLinear problem(const Matrix& x, const Matrix& w, const Matrix& y) {
   return {x.data(), w.data(), nullptr, nullptr, nullptr, y.data(), x.rows,  w.rows,      x.columns,  x.ld,
@@ -19,6 +19,7 @@ QfLinear problem(const Matrix& x, const Matrix& w, const Matrix& y) {
 }  // namespace
 
 TEST("linear in f16 works on sm_75") {
+  begin();
   Random random(1);
   for (const int64_t k : {88, 1408}) {
     Matrix x(QF_F16, 140, k), w(QF_F16, 72, k), y(QF_F16, 140, 72);
@@ -34,6 +35,7 @@ TEST("linear in f16 works on sm_75") {
 }
 
 TEST("bf16 on sm_75 is refused with both compute capabilities") {
+  begin();
   Matrix x(QF_BF16, 70, 8), w(QF_BF16, 8, 8), y(QF_BF16, 70, 8);
   const QfLinear args = problem(x, w, y);
   CHECK_EQ(table().linear(0, &args), QF_UNSUPPORTED);
