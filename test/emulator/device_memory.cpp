@@ -183,11 +183,16 @@ void renumber_cells() {
 }
 
 void global_range_fault(const void* p, uint32_t bytes, const char* what, Site site) {
-  const std::string bad = memory.base ? describe_bad_range(p, bytes) : "not device memory";
-  if (bad.empty())
+  // kernel_fault leaves this frame for good: nothing in it may own memory then.
+  char bad[200];
+  {
+    const std::string text = memory.base ? describe_bad_range(p, bytes) : "not device memory";
+    snprintf(bad, sizeof(bad), "%s", text.c_str());
+  }
+  if (bad[0] == 0)
     kernel_fault(FaultKind::kAlignment, site, "global %s of %u bytes at %p, which is not a multiple of %u", what, bytes,
                  p, bytes);
-  kernel_fault(FaultKind::kBounds, site, "global %s of %u bytes %s", what, bytes, bad.c_str());
+  kernel_fault(FaultKind::kBounds, site, "global %s of %u bytes %s", what, bytes, bad);
 }
 
 }  // namespace qformer::emulator

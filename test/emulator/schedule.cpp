@@ -96,7 +96,7 @@ bool continue_as_next_lane() {
 }
 
 void fiber_main() {
-  enter_context();
+  enter_context(machine.main);
   do {
     (*kernel_body)();
     end_thread();
@@ -328,6 +328,7 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
   machine.fault_kind = FaultKind::kNone;
   configure(grid, block, shared_bytes);
   kernel_body = &body;
+  machine.main = {};
   uint32_t last_warp[kMaxResident] = {};
   uint32_t last_lane = 0;
   while (run.finished < run.total) {
