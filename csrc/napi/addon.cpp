@@ -40,6 +40,7 @@ void bind_resources(Napi::Env env, Environment& environment, Napi::Object export
   bind<&file_tensor>(env, environment, exports, "fileTensor");
   bind<&file_close>(env, environment, exports, "fileClose");
   bind<&list_devices>(env, environment, exports, "listDevices");
+  bind<&list_unused_devices>(env, environment, exports, "listUnusedDevices");
   bind<&set_threads>(env, environment, exports, "setThreads");
   bind<&get_threads>(env, environment, exports, "getThreads");
   bind<&set_error_class>(env, environment, exports, "setErrorClass");

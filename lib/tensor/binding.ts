@@ -24,6 +24,13 @@ export interface DeviceInfo {
   threads: number;
 }
 
+/** A kind of device that is not used here; see {@link unusedDevices}. */
+export interface UnusedDevice {
+  device: string;
+  /** Why, in one sentence. */
+  reason: string;
+}
+
 /** The addon's functions. Arguments are checked natively; see `csrc/ops/ops.h`. */
 export interface Native {
   create(shape: readonly number[], dtype: number, device: string, zeroed: number): Handle;
@@ -55,7 +62,8 @@ export interface Native {
   fileBytes(file: Handle, offset: number, length: number): Uint8Array;
   fileTensor(file: Handle, offset: number, shape: readonly number[], dtype: number, device: string): Handle;
   fileClose(file: Handle): void;
-  listDevices(): DeviceInfo[];
+  listDevices(all: number): DeviceInfo[];
+  listUnusedDevices(): UnusedDevice[];
   setThreads(threads: number): void;
   getThreads(): number;
   setErrorClass(errorClass: unknown): void;
