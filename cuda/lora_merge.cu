@@ -71,9 +71,10 @@ struct WeightTile {
     const Global<const T> w(static_cast<const T*>(args.op.w));
 #pragma unroll
     for (int r = 0; r < kRowsOfThread; ++r) {
+      if (row + r >= args.op.out) break;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        const int64_t i = (row + r < args.op.out ? row + r : args.op.out - 1) * args.op.in + col + part * kPart;
+        const int64_t i = (row + r) * args.op.in + col + part * kPart;
         packed[r][part] = args.in_place ? w.template load_vec<kPart>(i) : w.template load_vec_streaming<kPart>(i);
       }
     }
