@@ -1,5 +1,5 @@
-// A strided copy (QfCopy) reduced to as few axes as it has: unit axes dropped, neighbours merged where both sides allow.
-// Used by every backend, on the host.
+// A strided copy (QfCopy) reduced to as few axes as it has: unit axes dropped, neighbours merged where both sides
+// allow. Used by every backend, on the host.
 #pragma once
 
 #include "backend.h"

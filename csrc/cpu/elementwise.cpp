@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/copy_plan.h"
 #include "backend/dtype.h"
 #include "error.h"
 #include "families.h"
@@ -30,31 +31,6 @@ void parallel_runs(int64_t rows, int64_t cols, double nanoseconds_per_element, c
       body(i / runs, first, std::min(kRun, cols - first));
     }
   });
-}
-
-// A copy with unit axes dropped and neighbouring axes merged where both sides allow it.
-struct CopyPlan {
-  int64_t shape[4] = {1, 1, 1, 1};
-  int64_t x_strides[4] = {0, 0, 0, 1};
-  int64_t y_strides[4] = {0, 0, 0, 1};
-};
-
-CopyPlan plan_copy(const QfCopy& a) {
-  CopyPlan plan;
-  int last = 4;
-  for (int axis = 3; axis >= 0; --axis) {
-    if (a.shape[axis] == 1) continue;
-    if (last < 4 && a.x_strides[axis] == plan.x_strides[last] * plan.shape[last] &&
-        a.y_strides[axis] == plan.y_strides[last] * plan.shape[last]) {
-      plan.shape[last] *= a.shape[axis];
-      continue;
-    }
-    --last;
-    plan.shape[last] = a.shape[axis];
-    plan.x_strides[last] = a.x_strides[axis];
-    plan.y_strides[last] = a.y_strides[axis];
-  }
-  return plan;
 }
 
 int64_t row_offset(const CopyPlan& plan, const int64_t* strides, int64_t row) {
@@ -107,10 +83,13 @@ bool is_float(int32_t dtype) { return dtype == QF_F32 || dtype == QF_F16 || dtyp
 QfStatus binary(int32_t, const QfBinaryArgs* args) {
   const auto& a = *args;
   const auto kernel = kernels().elementwise.binary;
+  const auto* left = static_cast<const float*>(a.a);
+  const auto* right = static_cast<const float*>(a.b);
+  auto* y = static_cast<float*>(a.y);
   const bool dense = a.lda == a.cols && a.ldb == a.cols;
   const int64_t rows = dense ? 1 : a.rows, cols = dense ? a.rows * a.cols : a.cols;
   parallel_runs(rows, cols, 0.5, [&](int64_t row, int64_t first, int64_t n) {
-    kernel(a.a + row * a.lda + first, a.b + row * a.ldb + first, a.y + row * a.cols + first, n, a.op);
+    kernel(left + row * a.lda + first, right + row * a.ldb + first, y + row * a.cols + first, n, a.op);
   });
   return QF_OK;
 }
@@ -118,10 +97,12 @@ QfStatus binary(int32_t, const QfBinaryArgs* args) {
 QfStatus unary(int32_t, const QfUnary* args) {
   const auto& a = *args;
   const auto kernel = kernels().elementwise.unary;
+  const auto* x = static_cast<const float*>(a.x);
+  auto* y = static_cast<float*>(a.y);
   const bool dense = a.ldx == a.cols;
   const int64_t rows = dense ? 1 : a.rows, cols = dense ? a.rows * a.cols : a.cols;
   parallel_runs(rows, cols, 1.0, [&](int64_t row, int64_t first, int64_t n) {
-    kernel(a.x + row * a.ldx + first, a.y + row * a.cols + first, n, a.activation, a.scale, a.shift);
+    kernel(x + row * a.ldx + first, y + row * a.cols + first, n, a.activation, a.scale, a.shift);
   });
   return QF_OK;
 }
