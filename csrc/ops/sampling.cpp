@@ -1,4 +1,5 @@
 // From logits to ids. See QfPenalizeLogits, QfWarpLogits, QfSample and QfTopK in backend/backend.h.
+#include "backend/draw_rule.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -9,7 +10,7 @@ void check_logits(const char* op, const char* name, const Tensor& x) {
   check_rank(op, name, x, 2, "[batch, vocab]");
   check_f32(op, name, x);
   check_dense(op, name, x);
-  check_range(op, "vocab", x.shape[1], 1, INT32_MAX);
+  check_range(op, "vocab", x.shape[1], 1, kMaxVocab);
 }
 
 void check_ids(const char* op, const char* name, const Tensor& x) {
