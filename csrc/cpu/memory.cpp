@@ -6,6 +6,9 @@
 
 #include "memory.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -18,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cpu_backend.h"
 #include "error.h"
 
 namespace qformer::cpu {
@@ -143,6 +147,12 @@ QfStatus allocate(size_t bytes, void** out) {
 void release(void* ptr, size_t bytes) {
   const size_t size = size_class(bytes);
   if (ptr != nullptr && !keep_cached(ptr, size)) free_block(ptr, size);
+}
+
+void trim_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 int64_t total_memory() { return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE); }

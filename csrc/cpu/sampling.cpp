@@ -64,18 +64,34 @@ float probabilities(const float* row, int64_t vocab, float max, float* mass) {
   return 1.0f / total;
 }
 
-void drop_tail(float* row, const float* mass, int64_t vocab, float top_p) {
-  const TailCut cut = tail_of_mass(row, mass, vocab, static_cast<float>(1.0 - static_cast<double>(top_p)));
-  // What an ascending stable sort puts last always stays.
-  int64_t last = 0;
-  for (int64_t i = 1; i < vocab; ++i) {
-    if (row[i] >= row[last]) last = i;
+// The cut that leaves the `keep` entries which an ascending stable sort puts last.
+TailCut tail_before(const float* row, int64_t vocab, int64_t keep) {
+  const uint32_t limit = kth_largest_key(row, vocab, keep);
+  int64_t equal = 0;
+  for (int64_t i = 0; i < vocab; ++i) {
+    const uint32_t key = order_key(row[i]);
+    equal += key == limit;
+    keep -= key > limit;
   }
+  return {limit, equal - keep};
+}
+
+void drop_tail(float* row, const float* mass, int64_t vocab, float top_p, int64_t keep) {
+  TailCut cut = tail_of_mass(row, mass, vocab, static_cast<float>(1.0 - static_cast<double>(top_p)));
+  const TailCut longest = tail_before(row, vocab, keep);
+  if (longest.key < cut.key || (longest.key == cut.key && longest.equal < cut.equal)) cut = longest;
   int64_t equal = cut.equal;
   for (int64_t i = 0; i < vocab; ++i) {
     const uint32_t key = order_key(row[i]);
-    if (i == last || key > cut.key || (key == cut.key && equal-- <= 0)) continue;
-    row[i] = kDropped;
+    if (key < cut.key || (key == cut.key && equal-- > 0)) row[i] = kDropped;
+  }
+}
+
+// Entries whose probability is less than min_p of the largest. Equals of the last one kept are kept.
+void drop_unlikely(float* row, const float* mass, int64_t vocab, float limit, int64_t keep) {
+  const uint32_t kept = kth_largest_key(row, vocab, keep);
+  for (int64_t i = 0; i < vocab; ++i) {
+    if (mass[i] < limit && order_key(row[i]) < kept) row[i] = kDropped;
   }
 }
 
@@ -90,19 +106,19 @@ void warp_row(const QfWarpLogits& a, int64_t b) {
   for (int64_t i = 0; i < a.vocab; ++i) row[i] = logits[i] / temperature;
   const float max = kernels().softmax.row_max(row, a.vocab);
   if (!std::isfinite(max)) return;  // the draw reports such a row
-  if (a.top_k[b] > 0 && a.top_k[b] < a.vocab) drop_below_top_k(row, a.vocab, a.top_k[b]);
+  const int64_t keep = std::min(a.min_tokens_to_keep, a.vocab);
+  const int64_t top_k = std::max<int64_t>(a.top_k[b], keep);
+  if (a.top_k[b] > 0 && top_k < a.vocab) drop_below_top_k(row, a.vocab, top_k);
   const float top_p = a.top_p[b], min_p = a.min_p[b];
   if (!(top_p < 1.0f) && !(min_p > 0.0f)) return;
   auto* mass = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.vocab) * sizeof(float)));
   if (top_p < 1.0f) {
     probabilities(row, a.vocab, max, mass);
-    drop_tail(row, mass, a.vocab, top_p);
+    drop_tail(row, mass, a.vocab, top_p, keep);
   }
   if (min_p > 0.0f) {
     const float limit = min_p * probabilities(row, a.vocab, max, mass);
-    for (int64_t i = 0; i < a.vocab; ++i) {
-      if (mass[i] < limit && row[i] < max) row[i] = kDropped;
-    }
+    drop_unlikely(row, mass, a.vocab, limit, keep);
   }
 }
 
