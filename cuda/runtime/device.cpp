@@ -9,6 +9,10 @@
 #include "runtime/capture.h"
 #include "runtime/staging.h"
 
+#ifdef QF_EMULATED
+#include "emulator/launch.h"
+#endif
+
 namespace qformer::cuda {
 namespace {
 
@@ -183,6 +187,9 @@ QfStatus DeviceContext::scratch(size_t bytes, void** out) {
     if (const QfStatus status = device.memory.allocate(*this, grown, &workspace_); status != QF_OK) return status;
     workspace_bytes_ = grown;
   }
+#ifdef QF_EMULATED
+  if (workspace_ != nullptr) emulator::lease(workspace_, bytes);  // exact bounds, and nothing left of the op before
+#endif
   *out = workspace_;
   return QF_OK;
 }
@@ -262,12 +269,19 @@ void poison_current_device(const char* reason) {
   device.poisoned.store(true, std::memory_order_release);
 }
 
-bool debug_mode() {
-  static const bool on = [] {
+namespace {
+
+std::atomic<bool>& debug_flag() {
+  static std::atomic<bool> on{[] {
     const char* value = std::getenv("QFORMER_CUDA_DEBUG");
     return value != nullptr && std::strcmp(value, "1") == 0;
-  }();
+  }()};
   return on;
 }
+
+}  // namespace
+
+bool debug_mode() { return debug_flag().load(std::memory_order_relaxed); }
+void set_debug_mode(bool on) { debug_flag().store(on, std::memory_order_relaxed); }
 
 }  // namespace qformer::cuda
