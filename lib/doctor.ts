@@ -39,6 +39,7 @@ export interface DoctorReport {
 /** Reports platform, devices in use and reasons for those that are not. Never throws for what it finds. */
 export async function doctor(): Promise<DoctorReport> {
   const processors = cpus();
+  const { unused = [{ device: 'cuda', reason: NATIVE_NEEDED }], ...native } = await askNative();
   return {
     version: packageVersion(),
     platform: platform(),
@@ -47,36 +48,32 @@ export async function doctor(): Promise<DoctorReport> {
     napi: process.versions.napi ?? 'unknown',
     cpu: { model: processors[0]?.model.trim() ?? 'unknown', logicalCores: processors.length },
     memory: { total: totalmem(), free: freemem() },
-    native: await askNative(),
-    unused: [{ device: 'cuda', reason: whyNoCuda() }],
+    native,
+    unused,
   };
 }
 
 const question = `
   import(process.argv[1]).then(
-    ({ devices }) => console.log(JSON.stringify({ devices: devices() })),
+    ({ devices, unusedDevices }) => console.log(JSON.stringify({ devices: devices(), unused: unusedDevices() })),
     (error) => console.log(JSON.stringify({ devices: [], error: error.message })),
   );`;
 
-async function askNative(): Promise<DoctorReport['native']> {
+const NATIVE_NEEDED = 'the native code is needed to look for a GPU';
+
+/** What the native code answers; without `unused` where it could not be asked. */
+type NativeAnswer = DoctorReport['native'] & { unused?: DoctorReport['unused'] };
+
+async function askNative(): Promise<NativeAnswer> {
   const library = join(packageRoot(), 'dist', 'tensor.js');
   if (!existsSync(library)) return { devices: [], error: `${library} is missing: run 'npm run build'` };
   const args = ['--input-type=module', '--eval', question, pathToFileURL(library).href];
   return new Promise((resolve) => {
     execFile(process.execPath, args, { timeout: 30_000 }, (error, stdout) => {
       const line = stdout.trim().split('\n').at(-1) ?? '';
-      if (line.startsWith('{')) return resolve(JSON.parse(line) as DoctorReport['native']);
+      if (line.startsWith('{')) return resolve(JSON.parse(line) as NativeAnswer);
       const signal = (error as { signal?: string } | null)?.signal;
       resolve({ devices: [], error: `loading it ended the process (${signal ?? error?.message ?? 'no output'})` });
     });
   });
-}
-
-/** This version has no CUDA backend; whether a driver is there is still worth knowing. */
-function whyNoCuda(): string {
-  if (platform() !== 'linux') return 'no CUDA backend library is installed: this version runs on the CPU';
-  const driver = existsSync('/proc/driver/nvidia/version')
-    ? 'an NVIDIA driver is there'
-    : 'no NVIDIA driver is loaded either';
-  return `no CUDA backend library is installed: this version runs on the CPU (${driver})`;
 }

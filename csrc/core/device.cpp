@@ -4,6 +4,8 @@
 #include <memory>
 #include <mutex>
 
+#include "core/backend_library.h"
+
 namespace qformer {
 namespace {
 
@@ -33,6 +35,22 @@ ErrorCode code_of(QfStatus status) {
   }
 }
 
+// A backend's only or first device has two names: "cuda" and "cuda:0".
+bool is_named(const Device& device, std::string_view name) {
+  if (device.name == name) return true;
+  const std::string backend = device.backend->name;
+  return device.index == 0 && (name == backend || name == backend + ":0");
+}
+
+Device* registered(std::string_view name) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  for (const auto& device : all.devices) {
+    if (is_named(*device, name)) return device.get();
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 void register_backend(const QfBackend* backend) {
@@ -54,15 +72,14 @@ void register_backend(const QfBackend* backend) {
 }
 
 Device& find_device(std::string_view name) {
-  Registry& all = registry();
-  std::lock_guard lock(all.mutex);
-  std::string known;
-  for (const auto& device : all.devices) {
-    if (device->name == name) return *device;
-    known += (known.empty() ? "" : ", ") + device->name;
-  }
-  fail(ErrorCode::kDevice, "no device '%.*s' (found: %s)", static_cast<int>(std::min<size_t>(name.size(), 60)),
-       name.data(), known.c_str());
+  if (Device* device = registered(name)) return *device;
+  load_backend_libraries();
+  if (Device* device = registered(name)) return *device;
+  std::string known, reasons;
+  for (const Device* device : all_devices()) known += (known.empty() ? "" : ", ") + device->name;
+  for (const UnusedDevice& unused : unused_devices()) reasons += "; " + unused.device + ": " + unused.reason;
+  throw Error(ErrorCode::kDevice,
+              "no device '" + std::string(name.substr(0, 60)) + "' (found: " + known + ")" + reasons);
 }
 
 std::vector<Device*> all_devices() {

@@ -21,7 +21,8 @@ struct Device {
 // Registering the same backend again does nothing. DEVICE if its ABI differs from ours.
 void register_backend(const QfBackend* backend);
 
-// DEVICE if there is none of that name; the message lists those that exist.
+// Opens the backend libraries (core/backend_library.h) where the name is not known yet. DEVICE if there is none of that
+// name; the message lists those that exist and says why others are not used.
 Device& find_device(std::string_view name);
 
 std::vector<Device*> all_devices();

@@ -45,10 +45,42 @@ void Graph::end() {
   if (current_recording == this) current_recording = nullptr;
 }
 
+Graph::~Graph() {
+  end();
+  if (captured_ == nullptr) return;
+  const Device& device = *ops_.front().device;
+  device.backend->graph_free(device.index, captured_);
+}
+
+QfStatus Graph::run(const Op& op) const {
+  return op.run(op.device->index, reinterpret_cast<const char*>(arguments_.data()) + op.offset);
+}
+
+void Graph::capture() {
+  capture_tried_ = true;
+  if (ops_.empty()) return;
+  const Device& device = *ops_.front().device;
+  const QfBackend& backend = *device.backend;
+  if (backend.capture_begin == nullptr) return;
+  for (const Op& op : ops_) {
+    if (op.device != &device) return;
+  }
+  if (backend.capture_begin(device.index) != QF_OK) return;
+  for (const Op& op : ops_) {
+    if (run(op) != QF_OK) break;  // capture_end fails too
+  }
+  backend.capture_end(device.index, &captured_);
+}
+
 void Graph::replay() {
   if (current_recording != nullptr) fail(ErrorCode::kInvalidArgument, "replay: a graph is being recorded");
-  const char* base = reinterpret_cast<const char*>(arguments_.data());
-  for (const Op& op : ops_) check_status(*op.device, op.run(op.device->index, base + op.offset), op.name);
+  if (!capture_tried_) capture();
+  if (captured_ == nullptr) {
+    for (const Op& op : ops_) check_status(*op.device, run(op), op.name);
+    return;
+  }
+  const Device& device = *ops_.front().device;
+  check_status(device, device.backend->graph_launch(device.index, captured_), "replay");
 }
 
 void Graph::append(Device& device, const char* name, AnyOp op, const void* args, size_t bytes) {

@@ -1,7 +1,8 @@
 // Record and replay. While a Graph is being recorded on a thread, ops are appended to it instead of run: a function
-// pointer and the bytes of its argument struct. Memory made during the recording comes from a pool that the graph owns,
-// and is reused inside the recording only, so that a replay overwrites nobody else's data. Tensors from outside are
-// kept alive by the graph.
+// pointer and the bytes of its argument struct. Where the backend can capture, the first replay turns the list into a
+// graph of the device, which later ones launch with one call; where it cannot, the list is run op by op. Memory made
+// during the recording comes from a pool that the graph owns, and is reused inside the recording only, so that a replay
+// overwrites nobody else's data. Tensors from outside are kept alive by the graph.
 #pragma once
 
 #include <cstddef>
@@ -36,13 +37,15 @@ class Graph {
  public:
   using AnyOp = QfStatus (*)(int32_t, const void*);
 
-  ~Graph() { end(); }
+  ~Graph();
   // Starts recording on this thread. INVALID_ARGUMENT if one is being recorded already.
   void begin();
   // Ends recording on this thread; safe to call when it never began.
   void end();
   // Runs every recorded op in order.
   void replay();
+  // True when replays are launches of one captured graph.
+  bool is_captured() const { return captured_ != nullptr; }
 
   void append(Device& device, const char* name, AnyOp op, const void* args, size_t bytes);
   void retain(const std::shared_ptr<Storage>& storage);
@@ -58,10 +61,17 @@ class Graph {
     AnyOp run;
     size_t offset;  // of its arguments in arguments_
   };
+
+  QfStatus run(const Op& op) const;
+  // Leaves captured_ null where the device cannot capture these ops.
+  void capture();
+
   std::vector<Op> ops_;
   std::vector<std::max_align_t> arguments_;
   std::unordered_set<std::shared_ptr<Storage>> retained_;
   std::shared_ptr<GraphPool> pool_ = std::make_shared<GraphPool>();
+  bool capture_tried_ = false;
+  void* captured_ = nullptr;  // the backend's graph of all ops
 };
 
 // Runs an op on the device of its tensors, or records it. `work` is the tensor whose elements are the op's work, mostly

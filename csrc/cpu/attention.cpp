@@ -129,12 +129,12 @@ QfStatus attention(int32_t, const QfAttention* args) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t k0 = a.cu_seqlens_k[piece.sequence], keys = a.cu_seqlens_k[piece.sequence + 1] - k0;
     const int64_t head = piece.kv_head * group;
-    job.q = a.q + (q0 + piece.first) * a.q_stride + head * head_dim;
-    job.o = a.o + ((q0 + piece.first) * a.heads + head) * head_dim;
+    job.q = static_cast<const float*>(a.q) + (q0 + piece.first) * a.q_stride + head * head_dim;
+    job.o = static_cast<float*>(a.o) + ((q0 + piece.first) * a.heads + head) * head_dim;
     job.q_stride = a.q_stride;
     job.o_stride = a.heads * head_dim;
-    job.k = a.k + k0 * a.k_stride + piece.kv_head * head_dim;
-    job.v = a.v + k0 * a.v_stride + piece.kv_head * head_dim;
+    job.k = static_cast<const float*>(a.k) + k0 * a.k_stride + piece.kv_head * head_dim;
+    job.v = static_cast<const float*>(a.v) + k0 * a.v_stride + piece.kv_head * head_dim;
     job.k_stride = a.k_stride;
     job.v_stride = a.v_stride;
     job.dtype = QF_F32;
@@ -166,8 +166,8 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
   run_pieces(pieces, group, head_dim, work, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t context = a.context_lens[piece.sequence], head = piece.kv_head * group;
-    job.q = a.q + (q0 + piece.first) * a.q_stride + head * head_dim;
-    job.o = a.o + ((q0 + piece.first) * a.heads + head) * head_dim;
+    job.q = static_cast<const float*>(a.q) + (q0 + piece.first) * a.q_stride + head * head_dim;
+    job.o = static_cast<float*>(a.o) + ((q0 + piece.first) * a.heads + head) * head_dim;
     job.q_stride = a.q_stride;
     job.o_stride = a.heads * head_dim;
     job.k = static_cast<const char*>(a.k_cache) + piece.kv_head * head_dim * size;

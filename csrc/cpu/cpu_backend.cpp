@@ -80,6 +80,11 @@ constexpr QfBackend kBackend = {.abi = QF_BACKEND_ABI,
                                 .fill_zero = fill_zero,
                                 .synchronize = synchronize,
                                 .host_memory = 1,
+                                .activation_dtypes = 1 << QF_F32,
+                                .capture_begin = nullptr,
+                                .capture_end = nullptr,
+                                .graph_launch = nullptr,
+                                .graph_free = nullptr,
 #define QF_CPU_TABLE_ENTRY(name, Args) .name = guarded<cpu::name, Args>,
                                 QF_OPS(QF_CPU_TABLE_ENTRY)
 #undef QF_CPU_TABLE_ENTRY

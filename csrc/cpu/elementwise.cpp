@@ -107,10 +107,13 @@ bool is_float(int32_t dtype) { return dtype == QF_F32 || dtype == QF_F16 || dtyp
 QfStatus binary(int32_t, const QfBinaryArgs* args) {
   const auto& a = *args;
   const auto kernel = kernels().elementwise.binary;
+  const auto* left = static_cast<const float*>(a.a);
+  const auto* right = static_cast<const float*>(a.b);
+  auto* y = static_cast<float*>(a.y);
   const bool dense = a.lda == a.cols && a.ldb == a.cols;
   const int64_t rows = dense ? 1 : a.rows, cols = dense ? a.rows * a.cols : a.cols;
   parallel_runs(rows, cols, 0.5, [&](int64_t row, int64_t first, int64_t n) {
-    kernel(a.a + row * a.lda + first, a.b + row * a.ldb + first, a.y + row * a.cols + first, n, a.op);
+    kernel(left + row * a.lda + first, right + row * a.ldb + first, y + row * a.cols + first, n, a.op);
   });
   return QF_OK;
 }
@@ -118,10 +121,12 @@ QfStatus binary(int32_t, const QfBinaryArgs* args) {
 QfStatus unary(int32_t, const QfUnary* args) {
   const auto& a = *args;
   const auto kernel = kernels().elementwise.unary;
+  const auto* x = static_cast<const float*>(a.x);
+  auto* y = static_cast<float*>(a.y);
   const bool dense = a.ldx == a.cols;
   const int64_t rows = dense ? 1 : a.rows, cols = dense ? a.rows * a.cols : a.cols;
   parallel_runs(rows, cols, 1.0, [&](int64_t row, int64_t first, int64_t n) {
-    kernel(a.x + row * a.ldx + first, a.y + row * a.cols + first, n, a.activation, a.scale, a.shift);
+    kernel(x + row * a.ldx + first, y + row * a.cols + first, n, a.activation, a.scale, a.shift);
   });
   return QF_OK;
 }

@@ -20,14 +20,16 @@ QfStatus kv_append(int32_t, const QfKvAppend* args) {
   const int64_t width = a.kv_heads * a.head_dim;
   const auto row_bytes = width * static_cast<int64_t>(qf_dtype_size(a.cache_dtype));
   const auto convert = kernels().elementwise.convert;
+  const auto* k = static_cast<const float*>(a.k);
+  const auto* v = static_cast<const float*>(a.v);
   auto* k_cache = static_cast<char*>(a.k_cache);
   auto* v_cache = static_cast<char*>(a.v_cache);
   parallel_for(a.tokens, grain_for(static_cast<double>(width)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       if (a.slot_mapping[t] < 0) continue;
       const int64_t offset = a.slot_mapping[t] * row_bytes;
-      convert(a.k + t * a.k_stride, QF_F32, k_cache + offset, a.cache_dtype, width);
-      convert(a.v + t * a.v_stride, QF_F32, v_cache + offset, a.cache_dtype, width);
+      convert(k + t * a.k_stride, QF_F32, k_cache + offset, a.cache_dtype, width);
+      convert(v + t * a.v_stride, QF_F32, v_cache + offset, a.cache_dtype, width);
     }
   });
   return QF_OK;

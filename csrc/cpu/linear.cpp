@@ -11,6 +11,7 @@
 
 #include "families.h"
 #include "kernels.h"
+#include "norm.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -26,13 +27,6 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 const void* offset(const void* base, int64_t elements, int32_t size) {
   return static_cast<const char*>(base) + elements * size;
-}
-
-const DotKernels& dot_kernels(const LinearCall& call) {
-  const LinearKernels& table = kernels().linear;
-  if (call.w_dtype == QF_F32) return table.f32;
-  if (call.w_dtype == QF_F16) return table.f16;
-  return call.math == QF_MATH_BF16 ? table.bf16_products : table.bf16;
 }
 
 // The rows of x as the products want them.
@@ -156,9 +150,16 @@ void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
 
 }  // namespace
 
+const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
+  const LinearKernels& table = kernels().linear;
+  if (w_dtype == QF_F32) return table.f32;
+  if (w_dtype == QF_F16) return table.f16;
+  return math == QF_MATH_BF16 ? table.bf16_products : table.bf16;
+}
+
 void run_linear(const LinearCall& call) {
   if (call.m <= 0 || call.n <= 0) return;
-  const DotKernels& dot = dot_kernels(call);
+  const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
   const Operand x = prepare_x(call, dot);
   if (call.m <= kStreamRows || call.k == 0) {
     run_streaming(call, dot, x);
@@ -168,15 +169,16 @@ void run_linear(const LinearCall& call) {
 }
 
 QfStatus linear(int32_t, const QfLinear* args) {
-  run_linear({.x = static_cast<const float*>(args->x),
+  const FloatRows x = normed_rows(args->x, args->norm_weight, args->m, args->k, args->ldx, args->norm_eps);
+  run_linear({.x = x.data,
               .w = args->w,
               .bias = args->bias,
-              .residual = args->residual,
-              .y = args->y,
+              .residual = static_cast<const float*>(args->residual),
+              .y = static_cast<float*>(args->y),
               .m = args->m,
               .n = args->n,
               .k = args->k,
-              .ldx = args->ldx,
+              .ldx = x.ld,
               .ldw = args->ldw,
               .ldr = args->ldr,
               .ldy = args->ldy,
@@ -187,14 +189,15 @@ QfStatus linear(int32_t, const QfLinear* args) {
 }
 
 QfStatus gated_linear(int32_t, const QfGatedLinear* args) {
-  run_linear({.x = static_cast<const float*>(args->x),
+  const FloatRows x = normed_rows(args->x, args->norm_weight, args->m, args->k, args->ldx, args->norm_eps);
+  run_linear({.x = x.data,
               .w = args->w_gate,
               .w_up = args->w_up,
-              .y = args->y,
+              .y = static_cast<float*>(args->y),
               .m = args->m,
               .n = args->n,
               .k = args->k,
-              .ldx = args->ldx,
+              .ldx = x.ld,
               .ldw = args->ldw,
               .ldy = args->ldy,
               .w_dtype = args->w_dtype,

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
+#include "kernels.h"
 
 namespace qformer::cpu {
 
@@ -21,5 +22,8 @@ struct LinearCall {
 };
 
 void run_linear(const LinearCall& call);
+
+// The products of f32 rows with weights of w_dtype.
+const DotKernels& dot_kernels(int32_t w_dtype, int32_t math);
 
 }  // namespace qformer::cpu

@@ -40,7 +40,7 @@ QfStatus patch_embedding(int32_t, const QfPatchEmbedding* args) {
   auto* rows = static_cast<float*>(thread_scratch(Scratch::kPatches, static_cast<size_t>(patches * k) * sizeof(float)));
   for (int64_t b = 0; b < args->batch; b++) {
     const float* image = args->x + b * args->channels * args->height * args->width;
-    float* y = args->y + b * (1 + patches) * args->dim;
+    float* y = static_cast<float*>(args->y) + b * (1 + patches) * args->dim;
     parallel_for(grid_h, grain_for(0.3 * static_cast<double>(grid_w * k)), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) copy_patches(*args, image, row, rows + row * grid_w * k);
     });

@@ -15,6 +15,8 @@ QfStatus rope(int32_t, const QfRope* args) {
   const auto& a = *args;
   const int64_t half = a.head_dim / 2, width = a.heads * a.head_dim;
   const auto kernel = kernels().rope.rope_token;
+  const auto* x = static_cast<const float*>(a.x);
+  auto* y = static_cast<float*>(a.y);
   const double cost = 20.0 * static_cast<double>(half) + 0.3 * static_cast<double>(width);
   parallel_for(a.tokens, grain_for(cost), [&](int64_t begin, int64_t end) {
     auto* cosine = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(2 * half) * sizeof(float)));
@@ -25,7 +27,7 @@ QfStatus rope(int32_t, const QfRope* args) {
         cosine[j] = std::cos(angle);
         sine[j] = std::sin(angle);
       }
-      kernel(a.x + t * a.x_stride, cosine, sine, a.y + t * width, a.heads, a.head_dim);
+      kernel(x + t * a.x_stride, cosine, sine, y + t * width, a.heads, a.head_dim);
     }
   });
   return QF_OK;

@@ -7,7 +7,21 @@ namespace qformer::cpu {
 
 // Two calls with different slots may be alive at once on one thread; the same slot again invalidates the earlier
 // buffer.
-enum class Scratch { kRoundedX, kPackedX, kPackedW, kAccumulators, kSums, kPatches, kRow, kExtra, kCount };
+enum class Scratch {
+  kRoundedX,
+  kPackedX,
+  kPackedW,
+  kAccumulators,
+  kSums,
+  kPatches,
+  kRow,
+  kExtra,
+  kNormedX,
+  kProjected,
+  kContext,
+  kDequantized,
+  kCount
+};
 
 // At least `bytes` of uninitialised memory owned by the calling thread; throws std::bad_alloc.
 void* thread_scratch(Scratch slot, size_t bytes);

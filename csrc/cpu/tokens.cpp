@@ -1,6 +1,6 @@
-// Rows picked by id: embedding and gather (with widening to f32), scatter.
+// Rows picked by id: embedding and gather (with conversion), scatter.
 // Ids are known only here, so they are all checked before the first row is written: a bad id leaves the output
-// untouched. Traffic: each row read once and written once; the copy is a memcpy, the widening the ISA's conversion
+// untouched. Traffic: each row read once and written once; the copy is a memcpy, a conversion the ISA's
 // kernel.
 
 #include <cstring>
@@ -51,9 +51,12 @@ QfStatus gather_rows(int32_t, const QfGatherRows* args) {
 QfStatus scatter_rows(int32_t, const QfScatterRows* args) {
   const auto& a = *args;
   if (const QfStatus status = check_ids("scatterRows", a.ids, a.tokens, a.rows); status != QF_OK) return status;
-  parallel_for(a.tokens, row_grain(a.cols * 8), [&](int64_t begin, int64_t end) {
+  const auto size = static_cast<int64_t>(qf_dtype_size(a.dtype));
+  auto* dst = static_cast<char*>(a.dst);
+  const auto* src = static_cast<const char*>(a.src);
+  parallel_for(a.tokens, row_grain(a.cols * size * 2), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      std::memcpy(a.dst + a.ids[t] * a.ldd, a.src + t * a.lds, static_cast<size_t>(a.cols) * sizeof(float));
+      std::memcpy(dst + a.ids[t] * a.ldd * size, src + t * a.lds * size, static_cast<size_t>(a.cols * size));
     }
   });
   return QF_OK;

@@ -15,9 +15,10 @@ class OpFuzzer {
 
   void step() {
     static const std::vector<void (OpFuzzer::*)()> kOps = {
-        &OpFuzzer::views,     &OpFuzzer::linear, &OpFuzzer::norms,     &OpFuzzer::rope,
-        &OpFuzzer::attention, &OpFuzzer::paged,  &OpFuzzer::kv_append, &OpFuzzer::tokens,
-        &OpFuzzer::sampling,  &OpFuzzer::copies, &OpFuzzer::patches,   &OpFuzzer::lora,
+        &OpFuzzer::views,     &OpFuzzer::linear,          &OpFuzzer::norms,     &OpFuzzer::rope,
+        &OpFuzzer::attention, &OpFuzzer::paged,           &OpFuzzer::kv_append, &OpFuzzer::tokens,
+        &OpFuzzer::sampling,  &OpFuzzer::copies,          &OpFuzzer::patches,   &OpFuzzer::lora,
+        &OpFuzzer::qkv,       &OpFuzzer::cross_attention,
     };
     (this->*kOps[static_cast<size_t>(in_.byte()) % kOps.size()])();
   }
@@ -53,9 +54,35 @@ class OpFuzzer {
                  residual = f32(Shape{m, n});
     const auto math = static_cast<int32_t>(in_.byte() % 3);
     const auto activation = static_cast<int32_t>(in_.byte() % 6);
-    fuzz::touch(
-        ops::linear(x, w, in_.byte() % 2 ? &bias : nullptr, in_.byte() % 2 ? &residual : nullptr, activation, math));
-    fuzz::touch(ops::gated_linear(x, w, w, activation, math));
+    const Tensor norm = f32(Shape{k});
+    const Tensor* prologue = in_.byte() % 2 ? &norm : nullptr;
+    const int32_t y_dtype = static_cast<int32_t>(in_.byte() % 4) - 1;
+    const Tensor *add = in_.byte() % 2 ? &residual : nullptr, *shift = in_.byte() % 2 ? &bias : nullptr;
+    fuzz::touch(ops::linear(x, w, shift, add, prologue, in_.number(), activation, math, y_dtype));
+    fuzz::touch(ops::gated_linear(x, w, w, prologue, in_.number(), activation, math));
+    const ops::Quantized quantized = ops::quantize(w, in_.byte() % 3 ? 4 : 8, in_.extent(20));
+    fuzz::touch(quantized.q);
+    fuzz::touch(ops::quant_linear(x, maybe_view(quantized.q), maybe_view(quantized.scales), shift, add, prologue,
+                                  in_.number(), activation, y_dtype));
+  }
+  void qkv() {
+    const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(20), tokens = dim(), k = dim(30);
+    const Shape cache{dim(4), dim(4), kv_heads, d};
+    const auto dtype = static_cast<int32_t>(in_.byte() % 3), w_dtype = static_cast<int32_t>(in_.byte() % 3);
+    const Tensor k_cache = in_.tensor(device_, cache, dtype), v_cache = in_.tensor(device_, cache, dtype);
+    const Tensor wq = in_.tensor(device_, Shape{times(heads, d), k}, w_dtype);
+    const Tensor wk = in_.tensor(device_, Shape{times(kv_heads, d), k}, w_dtype);
+    fuzz::touch(ops::qkv_append(f32(Shape{tokens, k}), f32(Shape{k}), wq, wk, maybe_view(wk), i32(Shape{tokens}),
+                                f32(Shape{d / 2}), k_cache, v_cache, i32(Shape{tokens}), in_.number(), in_.byte() % 2));
+    fuzz::touch(k_cache);
+  }
+  void cross_attention() {
+    const int64_t batch = dim(3), rows = dim(6), heads = dim(3), d = dim(12), keys = dim(5), width = times(heads, d);
+    const Tensor x = f32(Shape{batch, rows, width}), w = weight(Shape{width, width}), bias = f32(Shape{width});
+    const Tensor kv = f32(Shape{times(batch, keys), times(2, heads), d});
+    const Tensor k = slice(kv, 1, 0, heads), v = slice(kv, 1, heads, 2 * heads);
+    fuzz::touch(ops::qformer_cross_attention(x, w, bias, k, maybe_view(v), w, bias, bias, bias, in_.extent(4),
+                                             in_.number(), in_.number(), in_.byte() % 2));
   }
   void norms() {
     const int64_t c = dim(70);
@@ -94,7 +121,7 @@ class OpFuzzer {
   void tokens() {
     const int64_t cols = dim(20), count = dim();
     const Tensor ids = i32(Shape{count});
-    fuzz::touch(ops::embedding(ids, weight(Shape{dim(12), cols})));
+    fuzz::touch(ops::embedding(ids, weight(Shape{dim(12), cols}), in_.byte() % 4));
     fuzz::touch(ops::gather_rows(f32(Shape{dim(12), cols}), ids));
     ops::scatter_rows(f32(Shape{dim(12), cols}), ids, f32(Shape{count, cols}));
   }
@@ -123,11 +150,17 @@ class OpFuzzer {
     const Tensor pixels = f32(Shape{dim(2), channels, times(gh, patch), times(gw, patch)});
     const Tensor bias = f32(Shape{d});
     fuzz::touch(ops::patch_embedding(pixels, weight(Shape{d, channels, patch, patch}), in_.byte() % 2 ? &bias : nullptr,
-                                     f32(Shape{d}), f32(Shape{1 + times(gh, gw), d}), in_.byte() % 2));
+                                     f32(Shape{d}), f32(Shape{1 + times(gh, gw), d}), in_.byte() % 4, in_.byte() % 2));
   }
   void lora() {
     const int64_t out = dim(20), in = dim(20), rank = dim(5);
     fuzz::touch(ops::lora_merge(weight(Shape{out, in}), f32(Shape{rank, in}), f32(Shape{out, rank}), in_.number()));
+    const int64_t slots = dim(3), rows = dim();
+    const auto dtype = static_cast<int32_t>(in_.byte() % 3);
+    const Tensor y = f32(Shape{rows, out});
+    ops::lora_apply(y, f32(Shape{rows, in}), in_.tensor(device_, Shape{slots, rank, in}, dtype),
+                    in_.tensor(device_, Shape{slots, out, rank}, dtype), f32(Shape{slots}), i32(Shape{rows}));
+    fuzz::touch(y);
   }
 
   fuzz::Input& in_;

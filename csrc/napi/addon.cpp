@@ -40,6 +40,7 @@ void bind_resources(Napi::Env env, Environment& environment, Napi::Object export
   bind<&file_tensor>(env, environment, exports, "fileTensor");
   bind<&file_close>(env, environment, exports, "fileClose");
   bind<&list_devices>(env, environment, exports, "listDevices");
+  bind<&list_unused_devices>(env, environment, exports, "listUnusedDevices");
   bind<&set_threads>(env, environment, exports, "setThreads");
   bind<&get_threads>(env, environment, exports, "getThreads");
   bind<&set_error_class>(env, environment, exports, "setErrorClass");
@@ -48,6 +49,11 @@ void bind_resources(Napi::Env env, Environment& environment, Napi::Object export
 void bind_ops(Napi::Env env, Environment& environment, Napi::Object exports) {
   bind<&ops::linear>(env, environment, exports, "linear");
   bind<&ops::gated_linear>(env, environment, exports, "gatedLinear");
+  bind<&ops::qkv_append>(env, environment, exports, "qkvAppend");
+  bind<&ops::quantize>(env, environment, exports, "quantize");
+  bind<&ops::quant_linear>(env, environment, exports, "quantLinear");
+  bind<&ops::lora_apply>(env, environment, exports, "loraApply");
+  bind<&ops::qformer_cross_attention>(env, environment, exports, "qformerCrossAttention");
   bind<&ops::lora_merge>(env, environment, exports, "loraMerge");
   bind<&ops::layer_norm>(env, environment, exports, "layerNorm");
   bind<&ops::rms_norm>(env, environment, exports, "rmsNorm");

@@ -79,12 +79,24 @@ void throw_error(napi_env env, Environment& environment, const Error& error) {
   napi_throw(env, thrown);
 }
 
-napi_value write_result(napi_env env, Environment& environment, ops::TopK result) {
+namespace {
+
+napi_value write_pair(napi_env env, Environment& environment, Tensor first, Tensor second) {
   napi_value pair = nullptr;
   napi_create_array_with_length(env, 2, &pair);
-  napi_set_element(env, pair, 0, write_result(env, environment, std::move(result.values)));
-  napi_set_element(env, pair, 1, write_result(env, environment, std::move(result.ids)));
+  napi_set_element(env, pair, 0, write_result(env, environment, std::move(first)));
+  napi_set_element(env, pair, 1, write_result(env, environment, std::move(second)));
   return pair;
+}
+
+}  // namespace
+
+napi_value write_result(napi_env env, Environment& environment, ops::TopK result) {
+  return write_pair(env, environment, std::move(result.values), std::move(result.ids));
+}
+
+napi_value write_result(napi_env env, Environment& environment, ops::Quantized result) {
+  return write_pair(env, environment, std::move(result.q), std::move(result.scales));
 }
 
 }  // namespace qformer::napi

@@ -96,6 +96,7 @@ inline napi_value write_result(napi_env env, Environment& environment, Tensor te
 }
 inline napi_value write_result(napi_env, Environment&, napi_value value) { return value; }
 napi_value write_result(napi_env env, Environment& environment, ops::TopK result);
+napi_value write_result(napi_env env, Environment& environment, ops::Quantized result);
 
 template <auto Function, class Signature>
 struct Binding;

@@ -1,4 +1,5 @@
 // Graphs, mapped files and devices as JavaScript sees them.
+#include "core/backend_library.h"
 #include "cpu/cpu_backend.h"
 #include "napi/tensors.h"
 #include "ops/check.h"
@@ -54,7 +55,8 @@ Tensor file_tensor(Environment& environment, Napi::Env, int64_t file, int64_t of
 
 void file_close(Environment& environment, Napi::Env, int64_t file) { environment.files.remove(file); }
 
-napi_value list_devices(Environment&, Napi::Env env) {
+napi_value list_devices(Environment&, Napi::Env env, bool all) {
+  if (all) load_backend_libraries();
   Napi::Array list = Napi::Array::New(env);
   for (const Device* device : all_devices()) {
     QfDeviceInfo info{};
@@ -66,6 +68,18 @@ napi_value list_devices(Environment&, Napi::Env env) {
     entry.Set("memory", static_cast<double>(info.memory));
     entry.Set("freeMemory", static_cast<double>(info.free_memory));
     entry.Set("threads", info.threads);
+    list.Set(list.Length(), entry);
+  }
+  return list;
+}
+
+napi_value list_unused_devices(Environment&, Napi::Env env) {
+  load_backend_libraries();
+  Napi::Array list = Napi::Array::New(env);
+  for (const UnusedDevice& unused : unused_devices()) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("device", unused.device);
+    entry.Set("reason", unused.reason);
     list.Set(list.Length(), entry);
   }
   return list;

@@ -41,7 +41,9 @@ Tensor file_tensor(Environment&, Napi::Env, int64_t file, int64_t offset, const 
 void file_close(Environment&, Napi::Env, int64_t file);
 
 // Devices and the process
-napi_value list_devices(Environment&, Napi::Env);
+// `all`: also those of backend libraries, which are opened for it.
+napi_value list_devices(Environment&, Napi::Env, bool all);
+napi_value list_unused_devices(Environment&, Napi::Env);
 void set_threads(Environment&, Napi::Env, int64_t threads);
 double get_threads(Environment&, Napi::Env);
 void set_error_class(Environment&, Napi::Env, napi_value error_class);

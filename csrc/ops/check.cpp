@@ -13,6 +13,18 @@ void check_dtype(const char* op, const char* name, const Tensor& x, std::initial
 
 void check_f32(const char* op, const char* name, const Tensor& x) { check_dtype(op, name, x, {QF_F32}); }
 
+void check_activations(const char* op, const char* name, const Tensor& x) {
+  const int32_t known = x.device().backend->activation_dtypes;
+  if (known == 1 << QF_F32) return check_f32(op, name, x);
+  if ((known >> QF_BF16 & 1) == 0) return check_dtype(op, name, x, {QF_F32, QF_F16});
+  check_dtype(op, name, x, {QF_F32, QF_F16, QF_BF16});
+}
+
+void check_weight_dtype(const char* op, const char* name, const Tensor& w, int32_t dtype) {
+  if (dtype != QF_F32) return check_dtype(op, name, w, {dtype});
+  check_dtype(op, name, w, {QF_F32, QF_F16, QF_BF16});
+}
+
 void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout) {
   if (x.rank() == rank) return;
   fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, layout, x.shape.text().c_str());
@@ -73,7 +85,7 @@ Rows rows_of(const char* op, const char* name, const Tensor& x) {
 
 int64_t token_stride(const char* op, const char* name, const Tensor& x) {
   check_rank(op, name, x, 3, "[tokens, heads, head_dim]");
-  check_f32(op, name, x);
+  check_activations(op, name, x);
   const bool dense_head = x.shape[2] <= 1 || x.strides[2] == 1;
   const bool dense_token = x.shape[1] <= 1 || x.strides[1] == x.shape[2];
   if (x.count() > 0 && !(dense_head && dense_token)) {
@@ -81,6 +93,51 @@ int64_t token_stride(const char* op, const char* name, const Tensor& x) {
          x.shape.text().c_str());
   }
   return x.shape[0] <= 1 ? x.shape[1] * x.shape[2] : x.strides[0];
+}
+
+void check_weight(const char* op, const char* name, const Tensor& w, int32_t dtype) {
+  check_rank(op, name, w, 2, "[n, k]");
+  check_weight_dtype(op, name, w, dtype);
+  if (w.count() > 0 && w.shape[1] > 1 && w.strides[1] != 1) {
+    fail(ErrorCode::kShape, "%s: the rows of %s %s are not dense; call contiguous() first", op, name,
+         w.shape.text().c_str());
+  }
+}
+
+int64_t row_stride(const Tensor& w) { return w.shape[0] <= 1 ? w.shape[1] : w.strides[0]; }
+
+Rows check_input(const char* op, const Tensor& x, int64_t k, const Shape& w) {
+  const Rows rows = rows_of(op, "x", x);
+  if (rows.cols != k) {
+    fail(ErrorCode::kShape, "%s: x %s does not fit w %s (last axes must be equal)", op, x.shape.text().c_str(),
+         w.text().c_str());
+  }
+  return rows;
+}
+
+void check_modes(const char* op, int32_t activation, int32_t math) {
+  check_range(op, "activation", activation, QF_ACT_NONE, QF_ACT_SILU);
+  check_range(op, "math", math, QF_MATH_F32, QF_MATH_BF16);
+}
+
+void check_norm(const char* op, const Tensor* norm_weight, int64_t k) {
+  if (norm_weight != nullptr) check_vector(op, "normWeight", *norm_weight, k, QF_F32);
+}
+
+Output check_output(const char* op, const Tensor& x, int64_t n, const Tensor* bias, const Tensor* residual,
+                    int32_t y_dtype) {
+  const int32_t dtype = y_dtype < 0 ? x.dtype : y_dtype;
+  if (dtype != x.dtype && dtype != QF_F32) {
+    fail(ErrorCode::kDtype, "%s: the result of %s activations must be %s or f32, got %s", op, qf_dtype_name(x.dtype),
+         qf_dtype_name(x.dtype), qf_dtype_name(dtype));
+  }
+  Output out{with_last(x.shape, n), dtype, n};
+  if (bias != nullptr) check_vector(op, "bias", *bias, n, QF_F32);
+  if (residual == nullptr) return out;
+  check_dtype(op, "residual", *residual, {dtype});
+  check_shape(op, "residual", *residual, out.shape);
+  out.ldr = rows_of(op, "residual", *residual).ld;
+  return out;
 }
 
 Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others) {

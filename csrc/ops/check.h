@@ -17,6 +17,10 @@ struct Rows {
 // DTYPE unless x has one of `allowed`.
 void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed);
 void check_f32(const char* op, const char* name, const Tensor& x);
+// DTYPE unless the device of x computes in its dtype (QfBackend.activation_dtypes).
+void check_activations(const char* op, const char* name, const Tensor& x);
+// DTYPE unless w may be the weight of activations of `dtype`: f32 takes f32, f16 and bf16, the others their own.
+void check_weight_dtype(const char* op, const char* name, const Tensor& w, int32_t dtype);
 // SHAPE unless x has this rank; `layout` is the wanted shape in words ("[tokens, heads, head_dim]").
 void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout);
 void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
@@ -29,8 +33,27 @@ void check_range(const char* op, const char* name, int64_t value, int64_t low, i
 
 // SHAPE when the leading axes do not collapse to evenly spaced rows.
 Rows rows_of(const char* op, const char* name, const Tensor& x);
-// [tokens, heads, head_dim] with dense tokens: returns the distance between tokens.
+// [tokens, heads, head_dim] of an activation dtype with dense tokens: returns the distance between tokens.
 int64_t token_stride(const char* op, const char* name, const Tensor& x);
+
+// The weight of a linear op, [n, k] with dense rows, for activations of `dtype`.
+void check_weight(const char* op, const char* name, const Tensor& w, int32_t dtype);
+// The distance between the rows of such a weight.
+int64_t row_stride(const Tensor& w);
+// x as rows of k elements; `w` is the shape that asks for them.
+Rows check_input(const char* op, const Tensor& x, int64_t k, const Shape& w);
+void check_modes(const char* op, int32_t activation, int32_t math);
+// A norm prologue's weight, or null.
+void check_norm(const char* op, const Tensor* norm_weight, int64_t k);
+
+// The result of a linear op: [..., n] of y_dtype, or of x's dtype where that is negative; a residual has its shape.
+struct Output {
+  Shape shape;
+  int32_t dtype;
+  int64_t ldr;
+};
+Output check_output(const char* op, const Tensor& x, int64_t n, const Tensor* bias, const Tensor* residual,
+                    int32_t y_dtype);
 
 // The device of x; DEVICE when another tensor lives elsewhere. Null entries are skipped.
 Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others);

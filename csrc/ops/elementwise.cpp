@@ -33,34 +33,35 @@ Tensor binary(const Tensor& a, const Tensor& b, int32_t op) {
   check_range("binary", "op", op, QF_ADD, QF_DIV);
   const char* name = kNames[op];
   Device& device = common_device(name, a, {&b});
-  check_f32(name, "a", a);
-  check_f32(name, "b", b);
+  check_activations(name, "a", a);
+  check_dtype(name, "b", b, {a.dtype});
   const Rows left = rows_of(name, "a", a);
   int64_t ldb = 0;
   if (b.rank() == 1 && a.rank() != 1) {
-    check_vector(name, "b", b, left.cols, QF_F32);
+    check_vector(name, "b", b, left.cols, a.dtype);
   } else {
     check_shape(name, "b", b, a.shape);
     ldb = rows_of(name, "b", b).ld;
   }
-  Tensor y = empty_tensor(device, a.shape, QF_F32);
-  const QfBinaryArgs args{a.as<float>(), b.as<float>(), y.as<float>(), left.rows, left.cols, left.ld, ldb, op};
+  Tensor y = empty_tensor(device, a.shape, a.dtype);
+  const QfBinaryArgs args{a.data(), b.data(), y.data(), left.rows, left.cols, left.ld, ldb, op, a.dtype};
   launch(device, name, device.backend->binary, args, y, a, b);
   return y;
 }
 
 Tensor unary(const Tensor& x, int32_t activation, double scale, double shift) {
   constexpr const char* kOp = "activation";
-  check_f32(kOp, "x", x);
+  check_activations(kOp, "x", x);
   check_range(kOp, "activation", activation, QF_ACT_NONE, QF_ACT_SILU);
   const Rows rows = rows_of(kOp, "x", x);
-  Tensor y = empty_tensor(x.device(), x.shape, QF_F32);
-  const QfUnary args{x.as<float>(),
-                     y.as<float>(),
+  Tensor y = empty_tensor(x.device(), x.shape, x.dtype);
+  const QfUnary args{x.data(),
+                     y.data(),
                      rows.rows,
                      rows.cols,
                      rows.ld,
                      activation,
+                     x.dtype,
                      static_cast<float>(scale),
                      static_cast<float>(shift)};
   launch(x.device(), kOp, x.device().backend->unary, args, y, x);

@@ -63,7 +63,8 @@ Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor
                           top_p.as<float>(),
                           min_p.as<float>(),
                           batch,
-                          logits.shape[1]};
+                          logits.shape[1],
+                          1};
   launch(device, kOp, device.backend->warp_logits, args, scores, logits, temperature, top_k, top_p, min_p);
   return scores;
 }

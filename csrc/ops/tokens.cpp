@@ -20,9 +20,10 @@ Tensor gather(const char* op, const char* name, const Tensor& table, const Tenso
 
 }  // namespace
 
-Tensor embedding(const Tensor& ids, const Tensor& table) {
+Tensor embedding(const Tensor& ids, const Tensor& table, int32_t dtype) {
   check_dtype("embedding", "table", table, {QF_F32, QF_F16, QF_BF16});
-  return gather("embedding", "table", table, ids, QF_F32);
+  check_range("embedding", "dtype", dtype, QF_F32, QF_BF16);
+  return gather("embedding", "table", table, ids, dtype);
 }
 
 Tensor gather_rows(const Tensor& x, const Tensor& ids) { return gather("gatherRows", "x", x, ids, x.dtype); }
@@ -31,16 +32,16 @@ void scatter_rows(const Tensor& dst, const Tensor& ids, const Tensor& src) {
   constexpr const char* kOp = "scatterRows";
   Device& device = common_device(kOp, dst, {&ids, &src});
   check_rank(kOp, "dst", dst, 2, "[rows, cols]");
-  check_f32(kOp, "dst", dst);
+  check_dtype(kOp, "dst", dst, {QF_F32, QF_F16, QF_BF16});
   check_writable(kOp, "dst", dst);
   const Rows to = rows_of(kOp, "dst", dst);
   check_rank(kOp, "ids", ids, 1, "[tokens]");
   check_vector(kOp, "ids", ids, ids.shape[0], QF_I32);
-  check_f32(kOp, "src", src);
+  check_dtype(kOp, "src", src, {dst.dtype});
   check_shape(kOp, "src", src, Shape{ids.shape[0], to.cols});
   const Rows from = rows_of(kOp, "src", src);
-  const QfScatterRows args{dst.as<float>(), ids.as<int32_t>(), src.as<float>(), to.rows,
-                           to.cols,         ids.shape[0],      to.ld,           from.ld};
+  const QfScatterRows args{dst.data(), ids.as<int32_t>(), src.data(), to.rows, to.cols, ids.shape[0],
+                           to.ld,      from.ld,           dst.dtype};
   launch(device, kOp, device.backend->scatter_rows, args, src, dst, ids);
 }
 

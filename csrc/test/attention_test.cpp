@@ -45,6 +45,7 @@ QfAttention packed_args(const Packed& p, float* o, int32_t mask, int32_t num_que
   return {p.q.data(),
           p.k.data(),
           p.v.data(),
+          nullptr,
           o,
           p.cu_q.data(),
           p.cu_k.data(),
@@ -57,7 +58,10 @@ QfAttention packed_args(const Packed& p, float* o, int32_t mask, int32_t num_que
           heads * d,
           kv_heads * d,
           kv_heads * d,
+          0,
+          0,
           scale,
+          QF_F32,
           mask,
           num_query};
 }
@@ -159,6 +163,7 @@ Cache paged_cache(const Packed& p, int64_t block_size, int32_t dtype) {
                            width,
                            width,
                            cache.blocks * block_size,
+                           QF_F32,
                            dtype};
   CHECK_EQ(cpu::kv_append(0, &args), QF_OK);
   return cache;
@@ -187,6 +192,7 @@ std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t beg
                                  cache.block_size,
                                  static_cast<int64_t>(cache.table.size()),
                                  scale,
+                                 QF_F32,
                                  cache.dtype};
   CHECK_EQ(cpu::paged_attention(0, &args), QF_OK);
   return o;
@@ -338,6 +344,7 @@ TEST("block numbers, context lengths and slots outside the cache are refused by 
                                  8,
                                  3,
                                  1.0f,
+                                 QF_F32,
                                  QF_F32};
   CHECK_EQ(cpu::paged_attention(0, &args), QF_OK);
   for (const int32_t bad : {-1, static_cast<int32_t>(cache.blocks), INT32_MAX}) {
@@ -356,7 +363,7 @@ TEST("block numbers, context lengths and slots outside the cache are refused by 
   const auto before = cache.k;
   const int32_t slots[] = {0, static_cast<int32_t>(cache.blocks * 8)};
   const QfKvAppend append = {p.k.data(), p.v.data(), cache.k.data(),   cache.v.data(), slots, 2, 2, 8,
-                             16,         16,         cache.blocks * 8, QF_F32};
+                             16,         16,         cache.blocks * 8, QF_F32,         QF_F32};
   CHECK_EQ(cpu::kv_append(0, &append), QF_INVALID_ARGUMENT);
   CHECK(cache.k == before);
 }
@@ -365,7 +372,7 @@ TEST("a negative slot is skipped") {
   const float k[] = {1, 2}, v[] = {3, 4};
   float k_cache[] = {9, 9}, v_cache[] = {9, 9};
   const int32_t slots[] = {-1, 0};
-  const QfKvAppend args = {k, v, k_cache, v_cache, slots, 2, 1, 1, 1, 1, 2, QF_F32};
+  const QfKvAppend args = {k, v, k_cache, v_cache, slots, 2, 1, 1, 1, 1, 2, QF_F32, QF_F32};
   CHECK_EQ(cpu::kv_append(0, &args), QF_OK);
   CHECK(k_cache[0] == 2 && k_cache[1] == 9 && v_cache[0] == 4 && v_cache[1] == 9);
 }
@@ -378,7 +385,7 @@ TEST("rope turns pairs by the position's angle and keeps position zero") {
     std::vector<float> inv_freq, y(static_cast<size_t>(4 * heads * d));
     for (int64_t j = 0; j < d / 2; ++j)
       inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(j) / static_cast<float>(d)));
-    const QfRope args = {x.data(), positions, inv_freq.data(), y.data(), 4, heads, d, stride};
+    const QfRope args = {x.data(), positions, inv_freq.data(), y.data(), 4, heads, d, stride, QF_F32};
     CHECK_EQ(cpu::rope(0, &args), QF_OK);
     for (int64_t t = 0; t < 4; ++t) {
       for (int64_t h = 0; h < heads; ++h) {

@@ -15,7 +15,7 @@ TEST("binary ops take strided rows and broadcast one row") {
     for (int32_t op = QF_ADD; op <= QF_DIV; ++op) {
       for (const int64_t ldb : {cols + 1, int64_t{0}}) {
         std::vector<float> y(static_cast<size_t>(3 * cols));
-        const QfBinaryArgs args = {a.data(), b.data(), y.data(), 3, cols, cols + 2, ldb, op};
+        const QfBinaryArgs args = {a.data(), b.data(), y.data(), 3, cols, cols + 2, ldb, op, QF_F32};
         CHECK_EQ(cpu::binary(0, &args), QF_OK);
         for (int64_t i = 0; i < 3 * cols; ++i) {
           const float u = a[i / cols * (cols + 2) + i % cols], v = b[i / cols * ldb + i % cols];
@@ -31,7 +31,7 @@ TEST("activations agree with their formulas in double") {
     const auto x = Random(3).floats(2 * cols, 6.0f);
     for (int32_t kind = QF_ACT_NONE; kind <= QF_ACT_SILU; ++kind) {
       std::vector<float> y(x.size());
-      const QfUnary args = {x.data(), y.data(), 2, cols, cols, kind, 0.5f, 0.25f};
+      const QfUnary args = {x.data(), y.data(), 2, cols, cols, kind, QF_F32, 0.5f, 0.25f};
       CHECK_EQ(cpu::unary(0, &args), QF_OK);
       for (size_t i = 0; i < x.size(); ++i) {
         const double v = x[i];

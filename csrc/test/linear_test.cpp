@@ -147,7 +147,7 @@ struct Problem {
     args.ldx = shape.k + shape.pad;
     args.ldw = w.ld;
     args.ldr = args.ldy = shape.n + shape.pad;
-    args.x_dtype = QF_F32;
+    args.dtype = args.y_dtype = QF_F32;
     args.w_dtype = shape.dtype;
     args.activation = shape.activation;
     args.math = shape.math;
@@ -296,7 +296,7 @@ TEST("gated linear equals act(x wGate) * (x wUp) of the two separate products") 
         for (uint16_t& bits : up.w.bits) bits ^= 0x8000;
         for (float& v : up.w.values) v = -v;
         std::vector<float> y(gate.y.size());
-        QfGatedLinear args{gate.x.data(), gate.w.data(), up.w.data(), y.data(),   m, 53, 77, 77, 77, 53,
+        QfGatedLinear args{gate.x.data(), gate.w.data(), up.w.data(), nullptr,    y.data(), m, 53, 77, 77, 77, 53, 0,
                            QF_F32,        dtype,         QF_ACT_SILU, QF_MATH_F32};
         CHECK_EQ(cpu::cpu_backend()->gated_linear(0, &args), QF_OK);
         gate.run();

@@ -36,8 +36,8 @@ TEST("layer norm and RMS norm agree with double on odd sizes and strided rows") 
     const auto weight = Random(2).floats(cols), bias = Random(3).floats(cols);
     std::vector<float> layer(static_cast<size_t>(rows * cols)), rms(layer.size());
     const float eps = 1e-5f;
-    const QfLayerNorm first = {x.data(), weight.data(), bias.data(), layer.data(), rows, cols, ldx, eps};
-    const QfRmsNorm second = {x.data(), weight.data(), rms.data(), rows, cols, ldx, eps};
+    const QfLayerNorm first = {x.data(), weight.data(), bias.data(), layer.data(), rows, cols, ldx, eps, QF_F32};
+    const QfRmsNorm second = {x.data(), weight.data(), rms.data(), rows, cols, ldx, eps, QF_F32};
     CHECK_EQ(cpu::layer_norm(0, &first), QF_OK);
     CHECK_EQ(cpu::rms_norm(0, &second), QF_OK);
     for (int64_t r = 0; r < rows; ++r) {
@@ -58,7 +58,7 @@ TEST("layer norm keeps its precision where the mean is ten thousand times the sp
   for (float& value : x) value += 10000.0f;
   const std::vector<float> weight(cols, 1.0f), bias(cols, 0.0f);
   std::vector<float> y(cols);
-  const QfLayerNorm args = {x.data(), weight.data(), bias.data(), y.data(), 1, cols, cols, 1e-6f};
+  const QfLayerNorm args = {x.data(), weight.data(), bias.data(), y.data(), 1, cols, cols, 1e-6f, QF_F32};
   CHECK_EQ(cpu::layer_norm(0, &args), QF_OK);
   const Moments m = moments(x.data(), cols);
   for (int64_t i = 0; i < cols; ++i) CHECK_NEAR(y[i], (x[i] - m.mean) / std::sqrt(m.variance + 1e-6), 2e-5);
@@ -67,7 +67,7 @@ TEST("layer norm keeps its precision where the mean is ten thousand times the sp
 TEST("a constant row normalises to the bias") {
   const std::vector<float> x(77, 1234.567f), weight(77, 2.0f), bias(77, 0.5f);
   std::vector<float> y(77);
-  const QfLayerNorm args = {x.data(), weight.data(), bias.data(), y.data(), 1, 77, 77, 1e-12f};
+  const QfLayerNorm args = {x.data(), weight.data(), bias.data(), y.data(), 1, 77, 77, 1e-12f, QF_F32};
   CHECK_EQ(cpu::layer_norm(0, &args), QF_OK);
   for (const float value : y) CHECK_NEAR(value, 0.5, 2e-5);
 }

@@ -19,7 +19,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 std::vector<float> warp(std::vector<float> logits, float temperature, int32_t top_k, float top_p, float min_p) {
   const auto vocab = static_cast<int64_t>(logits.size());
-  const QfWarpLogits args = {logits.data(), logits.data(), &temperature, &top_k, &top_p, &min_p, 1, vocab};
+  const QfWarpLogits args = {logits.data(), logits.data(), &temperature, &top_k, &top_p, &min_p, 1, vocab, 1};
   CHECK_EQ(cpu::warp_logits(0, &args), QF_OK);
   return logits;
 }
@@ -152,7 +152,7 @@ TEST("a row is warped and drawn alike alone and in a batch") {
   const int32_t top_k[] = {0, 3, 40}, seed[] = {1, 7, 2, 7, 3, 7}, step[] = {4, 5, 6};
   std::vector<float> scores(logits.size());
   std::vector<int32_t> ids(batch);
-  const QfWarpLogits args = {logits.data(), scores.data(), temperature, top_k, top_p, min_p, batch, vocab};
+  const QfWarpLogits args = {logits.data(), scores.data(), temperature, top_k, top_p, min_p, batch, vocab, 1};
   CHECK_EQ(cpu::warp_logits(0, &args), QF_OK);
   const QfSample draw = {scores.data(), temperature, seed, step, ids.data(), batch, vocab};
   CHECK_EQ(cpu::sample(0, &draw), QF_OK);

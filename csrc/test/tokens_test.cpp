@@ -40,7 +40,7 @@ TEST("an id outside the table is refused by name before anything is written") {
     const QfGatherRows gather = {table.data(), ids, y.data(), 5, 2, 2, 2, QF_F32, QF_F32};
     CHECK_EQ(cpu::gather_rows(0, &gather), QF_INVALID_ARGUMENT);
     CHECK(std::strstr(cpu::last_error(), ("id " + std::to_string(bad) + " ").c_str()) != nullptr);
-    const QfScatterRows scatter = {y.data(), ids, table.data(), 2, 2, 2, 2, 2};
+    const QfScatterRows scatter = {y.data(), ids, table.data(), 2, 2, 2, 2, 2, QF_F32};
     CHECK_EQ(cpu::scatter_rows(0, &scatter), QF_INVALID_ARGUMENT);
     CHECK(y == std::vector<float>(4, 42.0f));
   }
@@ -50,7 +50,7 @@ TEST("scattering writes strided rows to their ids and leaves the others") {
   const auto src = Random(2).floats(2 * 4);
   std::vector<float> dst(3 * 5, -1.0f);
   const int32_t ids[] = {2, 0};
-  const QfScatterRows args = {dst.data(), ids, src.data(), 3, 3, 2, 5, 4};
+  const QfScatterRows args = {dst.data(), ids, src.data(), 3, 3, 2, 5, 4, QF_F32};
   CHECK_EQ(cpu::scatter_rows(0, &args), QF_OK);
   for (int i = 0; i < 5; ++i) {
     CHECK_EQ(dst[10 + i], i < 3 ? src[i] : -1.0f);

@@ -7,7 +7,7 @@ import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
 import { Weights } from '../models/weights.js';
-import { devices, getThreads, liveTensors, setThreads, type DeviceInfo } from '../tensor/index.js';
+import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
 import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
 import { KvPool } from './kv-pool.js';
@@ -136,16 +136,21 @@ function describeEngine(
   };
 }
 
+/** `auto` is the first GPU of the CUDA backend where one can be used, else the CPU. */
 function chooseDevice(wanted: string): DeviceInfo {
-  const all = devices();
-  const isCuda = ({ name }: DeviceInfo): boolean => name.startsWith('cuda:');
+  const all = devices({ probe: wanted !== 'cpu' });
+  const isCuda = ({ name }: DeviceInfo): boolean => /^cuda(:0)?$/.test(name);
   const found =
     wanted === 'auto'
       ? (all.find(isCuda) ?? all.find(({ name }) => name === 'cpu'))
-      : all.find(({ name }) => name === (wanted === 'cuda' ? 'cuda:0' : wanted));
+      : wanted === 'cuda' || wanted === 'cuda:0'
+        ? all.find(isCuda)
+        : all.find(({ name }) => name === wanted);
   if (found !== undefined) return found;
   const names = all.map(({ name }) => name);
-  const message = `device ${describe(wanted)} is not available (found: ${names.join(', ')})`;
+  const unused = unusedDevices().filter(({ device }) => wanted.split(':')[0] === device);
+  const why = unused.length > 0 ? unused[0]!.reason : `found: ${names.join(', ')}`;
+  const message = `device ${describe(wanted)} is not available: ${why}`;
   throw new QFormerError('DEVICE', message, { device: wanted, available: names });
 }
 

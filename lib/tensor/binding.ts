@@ -24,6 +24,13 @@ export interface DeviceInfo {
   threads: number;
 }
 
+/** A kind of device that is not used here; see {@link unusedDevices}. */
+export interface UnusedDevice {
+  device: string;
+  /** Why, in one sentence. */
+  reason: string;
+}
+
 /** The addon's functions. Arguments are checked natively; see `csrc/ops/ops.h`. */
 export interface Native {
   create(shape: readonly number[], dtype: number, device: string, zeroed: number): Handle;
@@ -55,13 +62,84 @@ export interface Native {
   fileBytes(file: Handle, offset: number, length: number): Uint8Array;
   fileTensor(file: Handle, offset: number, shape: readonly number[], dtype: number, device: string): Handle;
   fileClose(file: Handle): void;
-  listDevices(): DeviceInfo[];
+  listDevices(all: number): DeviceInfo[];
+  listUnusedDevices(): UnusedDevice[];
   setThreads(threads: number): void;
   getThreads(): number;
   setErrorClass(errorClass: unknown): void;
 
-  linear(x: Handle, w: Handle, bias: Handle, residual: Handle, activation: number, math: number): Handle;
-  gatedLinear(x: Handle, wGate: Handle, wUp: Handle, activation: number, math: number): Handle;
+  linear(
+    ...args: [
+      x: Handle,
+      w: Handle,
+      bias: Handle,
+      residual: Handle,
+      normWeight: Handle,
+      normEps: number,
+      activation: number,
+      math: number,
+      yDtype: number,
+    ]
+  ): Handle;
+  gatedLinear(
+    ...args: [
+      x: Handle,
+      wGate: Handle,
+      wUp: Handle,
+      normWeight: Handle,
+      normEps: number,
+      activation: number,
+      math: number,
+    ]
+  ): Handle;
+  qkvAppend(
+    ...args: [
+      x: Handle,
+      normWeight: Handle,
+      wq: Handle,
+      wk: Handle,
+      wv: Handle,
+      positions: Handle,
+      invFreq: Handle,
+      kCache: Handle,
+      vCache: Handle,
+      slotMapping: Handle,
+      normEps: number,
+      math: number,
+    ]
+  ): Handle;
+  quantize(w: Handle, bits: number, group: number): [q: Handle, scales: Handle];
+  quantLinear(
+    ...args: [
+      x: Handle,
+      q: Handle,
+      scales: Handle,
+      bias: Handle,
+      residual: Handle,
+      normWeight: Handle,
+      normEps: number,
+      activation: number,
+      yDtype: number,
+    ]
+  ): Handle;
+  loraApply(y: Handle, x: Handle, a: Handle, b: Handle, scaling: Handle, adapters: Handle): void;
+  qformerCrossAttention(
+    ...args: [
+      x: Handle,
+      wq: Handle,
+      bq: Handle,
+      k: Handle,
+      v: Handle,
+      wo: Handle,
+      bo: Handle,
+      normWeight: Handle,
+      normBias: Handle,
+      numQuery: number,
+      scale: number,
+      normEps: number,
+      math: number,
+    ]
+  ): Handle;
   loraMerge(w: Handle, a: Handle, b: Handle, scaling: number): Handle;
   layerNorm(x: Handle, weight: Handle, bias: Handle, eps: number): Handle;
   rmsNorm(x: Handle, weight: Handle, eps: number): Handle;
@@ -91,7 +169,7 @@ export interface Native {
       scale: number,
     ]
   ): Handle;
-  embedding(ids: Handle, table: Handle): Handle;
+  embedding(ids: Handle, table: Handle, dtype: number): Handle;
   gatherRows(x: Handle, ids: Handle): Handle;
   scatterRows(dst: Handle, ids: Handle, src: Handle): void;
   binary(a: Handle, b: Handle, op: number): Handle;
@@ -100,7 +178,17 @@ export interface Native {
   copyInto(dst: Handle, src: Handle): void;
   resizeBicubic(x: Handle, outHeight: number, outWidth: number): Handle;
   normalizeImage(x: Handle, rescale: number, mean: readonly number[], std: readonly number[]): Handle;
-  patchEmbedding(x: Handle, w: Handle, bias: Handle, classEmbedding: Handle, positions: Handle, math: number): Handle;
+  patchEmbedding(
+    ...args: [
+      x: Handle,
+      w: Handle,
+      bias: Handle,
+      classEmbedding: Handle,
+      positions: Handle,
+      dtype: number,
+      math: number,
+    ]
+  ): Handle;
   penalizeLogits(
     ...args: [
       logits: Handle,

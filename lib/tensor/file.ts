@@ -1,6 +1,6 @@
 // Memory-mapped files: how weights reach the device without passing through JavaScript.
 
-import { native, type DeviceInfo, type Handle } from './binding.js';
+import { native, type DeviceInfo, type UnusedDevice, type Handle } from './binding.js';
 import { dtypeCode, type Dtype } from './dtype.js';
 import { Tensor } from './tensor.js';
 
@@ -33,9 +33,17 @@ export class MappedFile {
   }
 }
 
-/** The devices of this machine that ops can run on. */
-export function devices(): DeviceInfo[] {
-  return native.listDevices();
+/**
+ * The devices of this machine that ops can run on. `probe: false` lists only those known so far (the CPU at least) and does
+ * not look for a GPU driver and backend libraries.
+ */
+export function devices({ probe = true }: { probe?: boolean } = {}): DeviceInfo[] {
+  return native.listDevices(probe ? 1 : 0);
+}
+
+/** The kinds of devices that cannot be used here, and why. */
+export function unusedDevices(): UnusedDevice[] {
+  return native.listUnusedDevices();
 }
 
 /** Sets how many threads CPU ops use, for the whole process. Errors: INVALID_ARGUMENT outside 1…1024. */

@@ -39,7 +39,7 @@ export function linear(
   const bias = optional('linear: bias', options.bias);
   const residual = optional('linear: residual', options.residual);
   return new Tensor(
-    native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, activation, math),
+    native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, 0, 0, activation, math, -1),
   );
 }
 
@@ -54,7 +54,7 @@ export function gatedLinear(
   const math = codeOf('gatedLinear: math', maths, options.math ?? 'f32');
   const gate = handleOf('gatedLinear: wGate', wGate);
   return new Tensor(
-    native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), activation, math),
+    native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), 0, 0, activation, math),
   );
 }
 
@@ -136,7 +136,7 @@ export function pagedAttention(
 
 /** Rows of a table as f32. ids: [tokens] i32, table: [rows, cols] f32|f16|bf16 → [tokens, cols]. An id out of range throws. */
 export function embedding(ids: Tensor, table: Tensor): Tensor {
-  return new Tensor(native.embedding(handleOf('embedding: ids', ids), handleOf('embedding: table', table)));
+  return new Tensor(native.embedding(handleOf('embedding: ids', ids), handleOf('embedding: table', table), 0));
 }
 
 /** x[ids], keeping the dtype. x: [rows, cols], ids: [tokens] i32 → [tokens, cols] */
@@ -205,7 +205,7 @@ export function patchEmbedding(
   const bias = optional('patchEmbedding: bias', options.bias);
   const math = codeOf('patchEmbedding: math', maths, options.math ?? 'f32');
   const [x, weight] = [handleOf('patchEmbedding: pixels', pixels), handleOf('patchEmbedding: w', w)];
-  return new Tensor(native.patchEmbedding(x, weight, bias, classEmbedding, positions, math));
+  return new Tensor(native.patchEmbedding(x, weight, bias, classEmbedding, positions, 0, math));
 }
 
 /**

@@ -1,0 +1,31 @@
+# libqformer_cuda<major>.so: the kernels for every architecture that the toolkit covers, the runtime around them and a
+# static cudart. libstdc++ and libgcc stay dynamic, as in the addon: linking them in raises the glibc floor.
+enable_language(CUDA)
+string(REGEX MATCH "^[0-9]+" cuda_major ${CMAKE_CUDA_COMPILER_VERSION})
+
+if(NOT QFORMER_CUDA_ARCHITECTURES)
+  set(QFORMER_CUDA_ARCHITECTURES 75 80 86 89 90)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+    list(APPEND QFORMER_CUDA_ARCHITECTURES 100 120)
+  endif()
+endif()
+# Machine code for each, and PTX of the newest for those that come after.
+list(TRANSFORM QFORMER_CUDA_ARCHITECTURES APPEND -real OUTPUT_VARIABLE architectures)
+list(GET QFORMER_CUDA_ARCHITECTURES -1 newest)
+list(APPEND architectures ${newest}-virtual)
+
+set(name qformer_cuda${cuda_major})
+add_library(${name} SHARED ${kernel_sources} ${host_sources})
+set_target_properties(${name} PROPERTIES
+  CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+  CUDA_ARCHITECTURES "${architectures}" CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
+  LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map)
+target_compile_definitions(${name} PRIVATE NDEBUG)
+target_compile_options(${name} PRIVATE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall>
+  $<$<AND:$<BOOL:${QFORMER_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
+target_include_directories(${name} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS} rt)
+target_link_options(${name} PRIVATE
+  -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map -Wl,--exclude-libs=ALL -Wl,-z,relro,-z,now -Wl,--gc-sections)

@@ -1,0 +1,49 @@
+# libqformer_emulated.so: every source of cuda/ as C++ over the SIMT emulator, so that the kernels run on any machine.
+#
+# It is built for the machine it runs on: the emulator's arithmetic is a good deal faster with vector instructions, and the
+# compiler may not fuse a*b+c on its own, so they do not change a result. QFORMER_EMULATED_PORTABLE leaves them out.
+# The native tests test/cuda/*_test.cpp are one program each, so that a broken one does not hide the others.
+option(QFORMER_EMULATED_PORTABLE "Use no instructions beyond the baseline of the architecture" OFF)
+set(QFORMER_SANITIZE "" CACHE STRING "Sanitizers, for example address,undefined")
+
+file(GLOB emulator_sources CONFIGURE_DEPENDS ${QFORMER_ROOT}/test/emulator/*.cpp)
+list(FILTER emulator_sources EXCLUDE REGEX "_test\\.cpp$")
+set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX)
+
+add_library(emulated_flags INTERFACE)
+target_compile_definitions(emulated_flags INTERFACE QF_EMULATED=1)
+target_include_directories(emulated_flags INTERFACE ${QFORMER_ROOT}/test/emulator)
+target_compile_options(emulated_flags INTERFACE -O2 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas)
+if(QFORMER_WERROR)
+  target_compile_options(emulated_flags INTERFACE -Werror)
+endif()
+if(QFORMER_SANITIZE)
+  target_compile_options(emulated_flags INTERFACE -fsanitize=${QFORMER_SANITIZE} -fno-omit-frame-pointer -g)
+  target_link_options(emulated_flags INTERFACE -fsanitize=${QFORMER_SANITIZE})
+endif()
+if(NOT QFORMER_EMULATED_PORTABLE AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND EXISTS /proc/cpuinfo)
+  file(STRINGS /proc/cpuinfo cpu_flags REGEX "^flags" LIMIT_COUNT 1)
+  if(cpu_flags MATCHES " avx2 " AND cpu_flags MATCHES " fma " AND cpu_flags MATCHES " f16c ")
+    target_compile_options(emulated_flags INTERFACE -mavx2 -mfma -mf16c)
+  endif()
+endif()
+
+add_library(emulated_objects OBJECT ${kernel_sources} ${host_sources} ${emulator_sources})
+target_link_libraries(emulated_objects PRIVATE emulated_flags)
+
+add_library(qformer_emulated SHARED $<TARGET_OBJECTS:emulated_objects>)
+target_link_libraries(qformer_emulated PRIVATE emulated_flags Threads::Threads)
+target_link_options(qformer_emulated PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map)
+set_target_properties(qformer_emulated PROPERTIES LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map LINKER_LANGUAGE CXX)
+
+# The tests link the objects, not the library: they may look inside.
+add_library(native_test_main OBJECT ${QFORMER_ROOT}/csrc/test/main.cpp)
+set_target_properties(native_test_main PROPERTIES CXX_STANDARD 20)
+file(GLOB test_sources CONFIGURE_DEPENDS ${QFORMER_ROOT}/test/cuda/*_test.cpp ${QFORMER_ROOT}/test/emulator/*_test.cpp)
+foreach(source IN LISTS test_sources)
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} EXCLUDE_FROM_ALL ${source} $<TARGET_OBJECTS:emulated_objects> $<TARGET_OBJECTS:native_test_main>)
+  target_include_directories(${name} PRIVATE ${QFORMER_ROOT}/csrc/test ${QFORMER_ROOT}/test/cuda)
+  target_link_libraries(${name} PRIVATE emulated_flags Threads::Threads)
+  set_target_properties(${name} PROPERTIES CXX_STANDARD 20 LINKER_LANGUAGE CXX)
+endforeach()

@@ -1,0 +1,110 @@
+// Group-quantised weights: quantize writes them, quant_linear reads them.
+//
+// quant_linear widens a block of weight rows to f32 and runs the f32 products on it, so it equals linear on the widened
+// weights bit for bit. Traffic per block: the quantised rows once, the f32 rows written and read once in cache.
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/dtype.h"
+#include "families.h"
+#include "linear.h"
+#include "norm.h"
+#include "scratch.h"
+#include "thread_pool.h"
+
+namespace qformer::cpu {
+namespace {
+
+constexpr int64_t kBlockBytes = 1 << 20;  // f32 weights of one block: they stay in L2 between writing and reading
+
+// One group of `count` (even) columns.
+void quantize_group(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::fabs(w[i]));
+  const float limit = bits == 8 ? 127.0f : 7.0f;
+  *scale = largest / limit;
+  const auto level = [&](int64_t i) {
+    if (!(*scale > 0.0f)) return 0;
+    const float value = std::nearbyint(w[i] / *scale);
+    return static_cast<int>(value > limit ? limit : value < -limit ? -limit : value == value ? value : 0.0f);
+  };
+  if (bits == 8) {
+    for (int64_t i = 0; i < count; i++) q[i] = static_cast<uint8_t>(level(i));
+  } else {
+    for (int64_t i = 0; i < count; i += 2) q[i / 2] = static_cast<uint8_t>((level(i) + 8) | (level(i + 1) + 8) << 4);
+  }
+}
+
+void widen_group(const uint8_t* q, float scale, int64_t count, int32_t bits, float* w) {
+  if (bits == 8) {
+    for (int64_t i = 0; i < count; i++) w[i] = static_cast<float>(static_cast<int8_t>(q[i])) * scale;
+  } else {
+    for (int64_t i = 0; i < count; i += 2) {
+      w[i] = static_cast<float>((q[i / 2] & 15) - 8) * scale;
+      w[i + 1] = static_cast<float>((q[i / 2] >> 4) - 8) * scale;
+    }
+  }
+}
+
+// Weight rows [first, first + rows) as f32.
+void widen_rows(const QfQuantLinear& a, int64_t first, int64_t rows, float* out) {
+  const int64_t groups = a.k / a.group, group_bytes = a.group * a.bits / 8;
+  parallel_for(rows, grain_for(0.3 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * groups; i < end * groups; i++) {
+      const int64_t source = first * groups + i;
+      widen_group(a.q + source * group_bytes, a.scales[source], a.group, a.bits, out + i * a.group);
+    }
+  });
+}
+
+}  // namespace
+
+QfStatus quantize(int32_t, const QfQuantize* args) {
+  const auto& a = *args;
+  const int64_t groups = a.k / a.group, group_bytes = a.group * a.bits / 8;
+  const auto size = static_cast<int64_t>(qf_dtype_size(a.w_dtype));
+  const auto convert = kernels().elementwise.convert;
+  parallel_for(a.n, grain_for(3.0 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
+    auto* row = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.k) * sizeof(float)));
+    for (int64_t i = begin; i < end; i++) {
+      convert(static_cast<const char*>(a.w) + i * a.ldw * size, a.w_dtype, row, QF_F32, a.k);
+      for (int64_t g = 0; g < groups; g++) {
+        quantize_group(row + g * a.group, a.group, a.bits, a.q + (i * groups + g) * group_bytes,
+                       a.scales + i * groups + g);
+      }
+    }
+  });
+  return QF_OK;
+}
+
+QfStatus quant_linear(int32_t, const QfQuantLinear* args) {
+  const auto& a = *args;
+  const FloatRows x = normed_rows(a.x, a.norm_weight, a.m, a.k, a.ldx, a.norm_eps);
+  const int64_t row_bytes = a.k * static_cast<int64_t>(sizeof(float));
+  const int64_t block = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(row_bytes, 1), 48, 1024);
+  auto* w =
+      static_cast<float*>(thread_scratch(Scratch::kDequantized, static_cast<size_t>(std::min(block, a.n) * row_bytes)));
+  for (int64_t first = 0; first < a.n; first += block) {
+    const int64_t rows = std::min(block, a.n - first);
+    widen_rows(a, first, rows, w);
+    run_linear({.x = x.data,
+                .w = w,
+                .bias = a.bias != nullptr ? a.bias + first : nullptr,
+                .residual = a.residual != nullptr ? static_cast<const float*>(a.residual) + first : nullptr,
+                .y = static_cast<float*>(a.y) + first,
+                .m = a.m,
+                .n = rows,
+                .k = a.k,
+                .ldx = x.ld,
+                .ldw = a.k,
+                .ldr = a.ldr,
+                .ldy = a.ldy,
+                .w_dtype = QF_F32,
+                .activation = a.activation,
+                .math = QF_MATH_F32});
+  }
+  return QF_OK;
+}
+
+}  // namespace qformer::cpu
