@@ -131,19 +131,24 @@ QF_DEVICE void share_partial(Shared<T> ring, Shared<float> states, const RowStat
   }
 }
 
-// One element of o from the partials of blocks 0 … blocks - 1: the chain that attend_rows carries out in registers.
-// state(block) and value(block) read (max, sum) and the element of a block.
-template <class State, class Value>
-QF_DEVICE float combine_blocks(int32_t blocks, const State& state, const Value& value) {
+// One element of o on its way through the blocks of its row, in ascending order: the chain that attend_row_tile carries
+// out in registers.
+struct BlockChain {
   RowState row = {negative_infinity(), 0.0f};
   float o = 0.0f;
+};
+
+// Adds blocks [0, blocks). state(block) and value(block) read (max, sum) and the element of a block.
+template <class State, class Value>
+QF_DEVICE void join_blocks(BlockChain& chain, int32_t blocks, const State& state, const Value& value) {
 #pragma unroll 4
   for (int32_t block = 0; block < blocks; ++block) {
     const Vec<float, 2> s = state(block);
-    const MergeFactors f = merge(row, RowState{s[0], s[1]});
-    o = fmaf(value(block), f.block_factor, mul_rn(o, f.factor));
+    const MergeFactors f = merge(chain.row, RowState{s[0], s[1]});
+    chain.o = fmaf(value(block), f.block_factor, mul_rn(chain.o, f.factor));
   }
-  return o * inverse_sum(row.sum);
 }
+
+QF_DEVICE float finish_chain(const BlockChain& chain) { return chain.o * inverse_sum(chain.row.sum); }
 
 }  // namespace qformer::cuda

@@ -8,6 +8,7 @@
 // Traffic: K and V once for decode; scratch 2 · head_dim · 4 bytes per row and 64 keys beyond that.
 #pragma once
 
+#include "attention_arrival.cuh"
 #include "attention_keys.cuh"
 #include "attention_rows.cuh"
 
@@ -58,12 +59,13 @@ QF_DEVICE void combine_shared(const PagedProblem& args, const DecodeTile& tile, 
   const int32_t head_dim = args.attention.head_dim;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < tile.rows * head_dim; i += 32 * kPagedWarps) {
     const int32_t row = i / head_dim, column = i % head_dim;
-    const float o = combine_blocks(
-        blocks, [&](int32_t block) { return states.template load_vec<2>(block * 32 + row * 2); },
+    BlockChain chain;
+    join_blocks(
+        chain, blocks, [&](int32_t block) { return states.template load_vec<2>(block * 32 + row * 2); },
         [&](int32_t block) {
           return (rings + block * Shape::kRing).template as<float>().load(row * Shape::kPartialPitch + column);
         });
-    store_combined<T>(args, tile, row, column, o);
+    store_combined<T>(args, tile, row, column, finish_chain(chain));
   }
 }
 
@@ -74,10 +76,11 @@ QF_DEVICE void combine_scratch(const PagedProblem& args, const DecodeTile& tile,
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < tile.rows * p.head_dim; i += 32 * kPagedWarps) {
     const int32_t row = i / p.head_dim, column = i % p.head_dim;
     auto at = [&](int32_t block) { return (tile.pair * args.key_blocks + block) * p.group + tile.first + row; };
-    const float o =
-        combine_blocks(blocks, [&](int32_t block) { return states.template load_vec<2>(at(block) * 2); },
-                       [&](int32_t block) { return values.load(at(block) * p.head_dim + column); });
-    store_combined<T>(args, tile, row, column, o);
+    BlockChain chain;
+    join_blocks(
+        chain, blocks, [&](int32_t block) { return states.template load_vec<2>(at(block) * 2); },
+        [&](int32_t block) { return values.load(at(block) * p.head_dim + column); });
+    store_combined<T>(args, tile, row, column, finish_chain(chain));
   }
 }
 
@@ -101,20 +104,6 @@ QF_DEVICE void publish_partial(const PagedProblem& args, const DecodeTile& tile,
     }
     if (lane % 4 == 0) states.template store_vec<2>(at * 2, Vec<float, 2>{{partial[half].max, partial[half].sum}});
   }
-}
-
-// True in all threads of the CTA that is the last of `count` to arrive; then all of their writes are visible to it.
-QF_DEVICE bool arrive_last(Global<int32_t> counter, int32_t count, Shared<int32_t> flag) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    const bool last = atomic_add(counter, 0, 1) == count - 1;
-    if (last) counter.store(0, 0);  // for the next launch
-    __threadfence();
-    flag.store(0, last ? 1 : 0);
-  }
-  __syncthreads();
-  return flag.load(0) != 0;
 }
 
 template <class T, int kHeadDim>
