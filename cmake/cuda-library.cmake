@@ -3,6 +3,7 @@
 enable_language(CUDA)
 string(REGEX MATCH "^[0-9]+" cuda_major ${CMAKE_CUDA_COMPILER_VERSION})
 
+option(QFORMER_PTXAS_VERBOSE "Print registers and spills of every kernel" OFF)
 if(NOT QFORMER_CUDA_ARCHITECTURES)
   set(QFORMER_CUDA_ARCHITECTURES 75 80 86 89 90)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
@@ -24,6 +25,7 @@ target_compile_definitions(${name} PRIVATE NDEBUG)
 target_compile_options(${name} PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
   $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall>
+  $<$<AND:$<BOOL:${QFORMER_PTXAS_VERBOSE}>,$<COMPILE_LANGUAGE:CUDA>>:-Xptxas=-v>
   $<$<AND:$<BOOL:${QFORMER_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 target_include_directories(${name} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS} rt)

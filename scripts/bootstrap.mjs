@@ -1,4 +1,5 @@
-// Brings a clone from nothing to runnable, and up to date after a change: npm packages, the addon, dist/.
+// Brings a clone from nothing to runnable, and up to date after a change: npm packages, the addon, dist/; with `--tests`
+// also the emulated GPU that the tests run on.
 //
 // Runs before `npm run demo` and `npm test`, when node_modules may not exist yet, so it uses Node built-ins alone. Each step
 // is skipped when a fingerprint of its inputs is the one that last succeeded; with nothing to do it prints nothing.
@@ -7,6 +8,7 @@ import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { buildEmulated } from './build-emulated.mjs';
 import { fingerprint, isStamped, writeStamp } from './fingerprint.mjs';
 import { step, StepError } from './steps.mjs';
 import { ensureToolchain } from './toolchain.mjs';
@@ -63,6 +65,8 @@ function bootstrap() {
 
   const library = ['lib', 'tsup.config.ts', 'tsconfig.json', 'package.json', 'package-lock.json'];
   whenChanged('tsup', library, at('dist', 'tensor.js'), at('build', '.bootstrap-dist'), buildDist);
+
+  if (process.argv.includes('--tests')) buildEmulated({ force });
 }
 
 try {

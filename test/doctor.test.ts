@@ -25,7 +25,7 @@ describe('doctor', () => {
 
   it('prints rows for people and an object with --json', async () => {
     const text = await qformer(['doctor']);
-    expect(text.stdout).toMatch(/platform +\w+-\w+\n[^]*device cpu +.*thread[^]*(no|device) cuda +\\w/);
+    expect(text.stdout).toMatch(/platform +\w+-\w+\n[^]*device cpu +.*thread[^]*(no|device) cuda +\w/);
     expect(text).toMatchObject({ stderr: '', code: 0 });
     const { stdout } = await qformer(['doctor', '--json']);
     expect(JSON.parse(stdout)).toMatchObject({ node: process.versions.node, unused: expect.any(Array) });

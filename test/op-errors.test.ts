@@ -1,19 +1,49 @@
 // Every op refuses arguments that do not fit, with the op, the argument, what was needed and what came; nothing is leaked.
 
-import { describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { Tensor, ops, scope } from '../lib/tensor/index.js';
+import { activationDtypes, expectDevices, settled, testDevices } from './support/devices.js';
 import { expectNoLeaks } from './support/fixtures.js';
 
-const f = (...shape: number[]): Tensor => Tensor.zeros(shape);
-const i = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'i32' });
-const ids = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32' });
+expectDevices();
+
+// The device that the cases below run on: set by the suite of each device.
+let device = 'cpu';
+const f = (...shape: number[]): Tensor => Tensor.zeros(shape, { device });
+const i = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'i32', device });
+const u8 = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'u8', device });
+const ids = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
 const packed = (tokens: number): Tensor => ids([0, tokens]);
+const norm = (k: number) => ({ weight: f(k), eps: 1e-6 });
+const append = (x: Tensor, wq: Tensor, wk: Tensor, slots = 1, headDim = 4): Tensor =>
+  ops.qkvAppend(
+    x,
+    { q: wq, k: wk, v: wk },
+    {
+      norm: norm(8),
+      positions: i(1),
+      invFreq: f(Math.floor(headDim / 2)),
+      kCache: f(2, 4, 1, headDim),
+      vCache: f(2, 4, 1, headDim),
+      slotMapping: i(slots),
+    },
+  );
+const cross = (x: Tensor, k: Tensor, numQuery: number): Tensor =>
+  ops.qformerCrossAttention(x, k, k, {
+    query: { weight: f(8, 8), bias: f(8) },
+    output: { weight: f(8, 8), bias: f(8) },
+    norm: { weight: f(8), bias: f(8), eps: 1e-12 },
+    numQuery,
+    scale: 1,
+  });
+const lora = (a: Tensor, b: Tensor, adapters: Tensor): void =>
+  ops.loraApply(f(2, 4), f(2, 3), { a, b, scaling: f(2), adapters });
 
 const cases: [string, string, RegExp, () => unknown][] = [
   ['linear', 'SHAPE', /linear: x \[2, 3\] does not fit w \[4, 5\]/, () => ops.linear(f(2, 3), f(4, 5))],
   ['linear', 'SHAPE', /linear: bias must be \[4\], got \[5\]/, () => ops.linear(f(2, 3), f(4, 3), { bias: f(5) })],
   ['linear', 'SHAPE', /residual must be \[2, 4\]/, () => ops.linear(f(2, 3), f(4, 3), { residual: f(2, 3) })],
-  ['linear', 'DTYPE', /x must be f32, got i32/, () => ops.linear(i(2, 3), f(4, 3))],
+  ['linear', 'DTYPE', /x must be f32( or f16)?( or bf16)?, got i32/, () => ops.linear(i(2, 3), f(4, 3))],
   ['linear', 'DTYPE', /w must be f32 or f16 or bf16, got i32/, () => ops.linear(f(2, 3), i(4, 3))],
   ['linear', 'SHAPE', /at least one axis/, () => ops.linear(f(), f(4, 3))],
   [
@@ -26,6 +56,75 @@ const cases: [string, string, RegExp, () => unknown][] = [
   ['linear', 'SHAPE', /not evenly spaced/, () => ops.linear(f(3, 2).transpose(0, 1), f(4, 3))],
   ['gatedLinear', 'SHAPE', /wUp must be \[4, 3\], got \[5, 3\]/, () => ops.gatedLinear(f(2, 3), f(4, 3), f(5, 3))],
   ['gatedLinear', 'DTYPE', /wUp must be f32, got f16/, () => ops.gatedLinear(f(2, 3), f(4, 3), f(4, 3).cast('f16'))],
+  [
+    'linear',
+    'SHAPE',
+    /linear: normWeight must be \[3\], got \[4\]/,
+    () => ops.linear(f(2, 3), f(4, 3), { norm: norm(4) }),
+  ],
+  [
+    'linear',
+    'DTYPE',
+    /the result of f32 activations must be f32, got f16/,
+    () => ops.linear(f(2, 3), f(4, 3), { dtype: 'f16' }),
+  ],
+  ['linear', 'DTYPE', /residual must be f32, got i32/, () => ops.linear(f(2, 3), f(4, 3), { residual: i(2, 4) })],
+  [
+    'gatedLinear',
+    'SHAPE',
+    /normWeight must be \[3\]/,
+    () => ops.gatedLinear(f(2, 3), f(4, 3), f(4, 3), { norm: norm(2) }),
+  ],
+  ['qkvAppend', 'SHAPE', /qkvAppend: wq must be \[4, 8\], got \[6, 8\]/, () => append(f(1, 8), f(6, 8), f(4, 8))],
+  ['qkvAppend', 'SHAPE', /wk must be \[4, 8\], got \[8, 8\]/, () => append(f(1, 8), f(8, 8), f(8, 8))],
+  ['qkvAppend', 'DTYPE', /wk must be f32, got f16/, () => append(f(1, 8), f(8, 8), f(4, 8).cast('f16'))],
+  ['qkvAppend', 'SHAPE', /slotMapping must be \[1\], got \[2\]/, () => append(f(1, 8), f(8, 8), f(4, 8), 2)],
+  ['qkvAppend', 'SHAPE', /head_dim must be even, got 3/, () => append(f(1, 8), f(6, 8), f(3, 8), 1, 3)],
+  ['qkvAppend', 'SHAPE', /normWeight must be \[6\], got \[8\]/, () => append(f(1, 6), f(8, 6), f(4, 6))],
+  ['quantize', 'INVALID_ARGUMENT', /bits must be 8 or 4, got 3/, () => ops.quantize(f(2, 8), { bits: 3 as never })],
+  [
+    'quantize',
+    'SHAPE',
+    /even and divide the 8 columns of w, got 6/,
+    () => ops.quantize(f(2, 8), { bits: 8, group: 6 }),
+  ],
+  ['quantize', 'DTYPE', /w must be f32 or f16 or bf16, got u8/, () => ops.quantize(u8(2, 8), { bits: 8, group: 8 })],
+  [
+    'quantLinear',
+    'SHAPE',
+    /x \[1, 8\] does not fit q \[2, 6\]/,
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 6), scales: f(2, 1) }),
+  ],
+  [
+    'quantLinear',
+    'SHAPE',
+    /scales must be \[2, 1\], got \[3, 1\]/,
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 8), scales: f(3, 1) }),
+  ],
+  [
+    'quantLinear',
+    'SHAPE',
+    /do not cut 8 columns into even groups/,
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 4), scales: f(2, 8) }),
+  ],
+  ['quantLinear', 'DTYPE', /q must be u8, got f32/, () => ops.quantLinear(f(1, 8), { q: f(2, 8), scales: f(2, 1) })],
+  [
+    'qformerCrossAttention',
+    'SHAPE',
+    /k \[5, 2, 4\] does not fit x \[2, 3, 8\]/,
+    () => cross(f(2, 3, 8), f(5, 2, 4), 3),
+  ],
+  ['qformerCrossAttention', 'SHAPE', /does not fit x/, () => cross(f(1, 3, 8), f(5, 3, 4), 3)],
+  [
+    'qformerCrossAttention',
+    'INVALID_ARGUMENT',
+    /numQuery must be between 0 and 3, got 4/,
+    () => cross(f(1, 3, 8), f(5, 2, 4), 4),
+  ],
+  ['loraApply', 'SHAPE', /a must be \[2, 5, 3\], got \[2, 5, 4\]/, () => lora(f(2, 5, 4), f(2, 4, 5), i(2))],
+  ['loraApply', 'SHAPE', /b must be \[2, 4, 5\], got \[2, 4, 6\]/, () => lora(f(2, 5, 3), f(2, 4, 6), i(2))],
+  ['loraApply', 'SHAPE', /adapters must be \[2\], got \[3\]/, () => lora(f(2, 5, 3), f(2, 4, 5), i(3))],
+  ['loraApply', 'INVALID_ARGUMENT', /./, () => lora(f(2, 5, 3), f(2, 4, 5), ids([0, 2]))],
   ['loraMerge', 'SHAPE', /b must be \[4, 2\]/, () => ops.loraMerge(f(4, 3), f(2, 3), f(2, 4), 1)],
   ['layerNorm', 'SHAPE', /layerNorm: weight must be \[3\], got \[4\]/, () => ops.layerNorm(f(2, 3), f(4), f(3), 1e-6)],
   ['rmsNorm', 'SHAPE', /rmsNorm: weight must be \[3\], got \[1, 3\]/, () => ops.rmsNorm(f(2, 3), f(1, 3), 1e-6)],
@@ -93,7 +192,7 @@ const cases: [string, string, RegExp, () => unknown][] = [
     () =>
       ops.pagedAttention(f(1, 1, 8), f(2, 4, 1, 8), f(2, 4, 1, 8), {
         cuSeqlensQ: packed(1),
-        blockTable: Tensor.fromArray([5], [1, 1], { dtype: 'i32' }),
+        blockTable: Tensor.fromArray([5], [1, 1], { dtype: 'i32', device }),
         contextLens: ids([1]),
         scale: 1,
       }),
@@ -105,7 +204,7 @@ const cases: [string, string, RegExp, () => unknown][] = [
     () =>
       ops.pagedAttention(f(1, 1, 8), f(2, 4, 1, 8), f(2, 4, 1, 8), {
         cuSeqlensQ: packed(1),
-        blockTable: Tensor.fromArray([0], [1, 1], { dtype: 'i32' }),
+        blockTable: Tensor.fromArray([0], [1, 1], { dtype: 'i32', device }),
         contextLens: ids([5]),
         scale: 1,
       }),
@@ -119,7 +218,7 @@ const cases: [string, string, RegExp, () => unknown][] = [
     'normalizeImage',
     'INVALID_ARGUMENT',
     /std must be positive/,
-    () => ops.normalizeImage(Tensor.zeros([1, 1, 3], { dtype: 'u8' }), { rescale: 1, mean: [0, 0, 0], std: [1, 0, 1] }),
+    () => ops.normalizeImage(u8(1, 1, 3), { rescale: 1, mean: [0, 0, 0], std: [1, 0, 1] }),
   ],
   [
     'patchEmbedding',
@@ -135,16 +234,33 @@ const cases: [string, string, RegExp, () => unknown][] = [
   ],
 ];
 
-describe('an op', () => {
+describe.each(testDevices)('an op on %s', (name) => {
+  beforeAll(() => void (device = name));
   expectNoLeaks();
 
   it.each(cases)('%s throws %s matching %s', (_, code, message, run) => {
     scope(() => {
-      expect(run).toThrow(
+      expect(() => settled(device, run)).toThrow(
         expect.objectContaining({ name: 'QFormerError', code, message: expect.stringMatching(message) }),
       );
     });
   });
+
+  it('computes in the dtypes of the device only', () =>
+    scope(() => {
+      const known = activationDtypes(device);
+      for (const dtype of ['f16', 'bf16'] as const) {
+        const run = () => ops.rmsNorm(f(2, 4).cast(dtype), f(4), 1e-6);
+        if (known.includes(dtype)) expect(settled(device, run).dtype).toBe(dtype);
+        else
+          expect(run).toThrow(
+            expect.objectContaining({
+              code: 'DTYPE',
+              message: `rmsNorm: x must be ${known.join(' or ')}, got ${dtype}`,
+            }),
+          );
+      }
+    }));
 
   it('works on empty batches', () =>
     scope(() => {
@@ -154,5 +270,7 @@ describe('an op', () => {
       const none = { cuSeqlensQ: i(1), cuSeqlensK: i(1), scale: 1 };
       expect(ops.attention(f(0, 2, 8), f(0, 2, 8), f(0, 2, 8), none).shape).toEqual([0, 2, 8]);
       expect(ops.softmax(f(3, 0)).shape).toEqual([3, 0]);
+      expect(cross(f(0, 3, 8), f(0, 2, 4), 3).shape).toEqual([0, 3, 8]);
+      expect(ops.quantLinear(f(0, 8), { q: u8(2, 8), scales: f(2, 1) }).shape).toEqual([0, 2]);
     }));
 });

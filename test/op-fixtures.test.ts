@@ -2,7 +2,8 @@
 // Tolerances are those the fixtures state for f32 arithmetic.
 
 import { describe, expect, it } from 'vitest';
-import { Tensor, devices, ops, scope, type Dtype } from '../lib/tensor/index.js';
+import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
+import { expectDevices, testDevices } from './support/devices.js';
 import { Goldens, expectClose, expectNoLeaks, readJson } from './support/fixtures.js';
 
 interface Cases<T> {
@@ -16,7 +17,9 @@ function load<T>(family: string): { goldens: Goldens; cases: (T & { prefix: stri
   };
 }
 
-describe.each(devices().map((device) => device.name))('on %s', (device) => {
+expectDevices();
+
+describe.each(testDevices)('on %s', (device) => {
   expectNoLeaks();
 
   const upload = (goldens: Goldens, name: string, dtype: Dtype = 'f32'): Tensor => {

@@ -2,22 +2,13 @@
 // the number of threads. Everything here is compared bit for bit.
 
 import { afterAll, describe, expect, it } from 'vitest';
-import { Tensor, devices, getThreads, ops, scope, setThreads, type Dtype } from '../lib/tensor/index.js';
+import { Tensor, getThreads, ops, scope, setThreads, type Dtype } from '../lib/tensor/index.js';
+import { testDevices } from './support/devices.js';
 import { expectNoLeaks } from './support/fixtures.js';
+import { noise } from './support/noise.js';
 
 const threads = getThreads();
 afterAll(() => setThreads(threads));
-
-// xorshift: the tests need arbitrary numbers, the same every time
-function noise(count: number, seed: number): Float32Array {
-  let state = seed * 2654435761 + 1;
-  return Float32Array.from({ length: count }, () => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state | 0) / 2 ** 30;
-  });
-}
 
 const bits = (x: Tensor): Buffer => {
   const values = x.toFloat32();
@@ -26,7 +17,7 @@ const bits = (x: Tensor): Buffer => {
 const expectSameBits = (a: Tensor, b: Tensor, what: string): void =>
   expect(Buffer.compare(bits(a), bits(b)), what).toBe(0);
 
-describe.each(devices().map((device) => device.name))('on %s', (device) => {
+describe.each(testDevices)('on %s', (device) => {
   expectNoLeaks();
 
   const random = (shape: number[], seed: number): Tensor =>

@@ -116,9 +116,9 @@ typedef struct QfQkvAppend {
   int32_t math;
 } QfQkvAppend;
 
-// Symmetric weight-only quantisation: w ≈ q * scale, one scale per row and group of `group` columns; q in [-127, 127]
-// or
-// [-7, 7]. int4: two columns per byte, the even one in the low half, each stored as q + 8.
+// Symmetric weight-only quantisation: w ≈ q * scale, one scale per row and group of `group` columns: scale = max|w| / L
+// in f32 with L = 127 or 7, q = w / scale rounded to nearest even, clamped to [-L, L]; q = 0 where scale is 0. int4:
+// two columns per byte, the even one in the low half, each stored as q + 8.
 typedef struct QfQuantize {
   const void* w;             // [n, k] w_dtype, rows ldw apart
   uint8_t* q;                // [n, k * bits / 8]; int8 as two's complement

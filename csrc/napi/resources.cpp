@@ -68,6 +68,11 @@ napi_value list_devices(Environment&, Napi::Env env, bool all) {
     entry.Set("memory", static_cast<double>(info.memory));
     entry.Set("freeMemory", static_cast<double>(info.free_memory));
     entry.Set("threads", info.threads);
+    Napi::Array dtypes = Napi::Array::New(env);
+    for (int32_t dtype = 0; dtype < QF_DTYPE_COUNT; ++dtype) {
+      if (device->backend->activation_dtypes >> dtype & 1) dtypes.Set(dtypes.Length(), qf_dtype_name(dtype));
+    }
+    entry.Set("activationDtypes", dtypes);
     list.Set(list.Length(), entry);
   }
   return list;

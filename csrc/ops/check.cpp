@@ -128,8 +128,9 @@ Output check_output(const char* op, const Tensor& x, int64_t n, const Tensor* bi
                     int32_t y_dtype) {
   const int32_t dtype = y_dtype < 0 ? x.dtype : y_dtype;
   if (dtype != x.dtype && dtype != QF_F32) {
-    fail(ErrorCode::kDtype, "%s: the result of %s activations must be %s or f32, got %s", op, qf_dtype_name(x.dtype),
-         qf_dtype_name(x.dtype), qf_dtype_name(dtype));
+    const char* also = x.dtype == QF_F32 ? "" : " or f32";
+    fail(ErrorCode::kDtype, "%s: the result of %s activations must be %s%s, got %s", op, qf_dtype_name(x.dtype),
+         qf_dtype_name(x.dtype), also, qf_dtype_name(dtype));
   }
   Output out{with_last(x.shape, n), dtype, n};
   if (bias != nullptr) check_vector(op, "bias", *bias, n, QF_F32);

@@ -262,12 +262,19 @@ void poison_current_device(const char* reason) {
   device.poisoned.store(true, std::memory_order_release);
 }
 
-bool debug_mode() {
-  static const bool on = [] {
+namespace {
+
+std::atomic<bool>& debug_flag() {
+  static std::atomic<bool> on{[] {
     const char* value = std::getenv("QFORMER_CUDA_DEBUG");
     return value != nullptr && std::strcmp(value, "1") == 0;
-  }();
+  }()};
   return on;
 }
+
+}  // namespace
+
+bool debug_mode() { return debug_flag().load(std::memory_order_relaxed); }
+void set_debug_mode(bool on) { debug_flag().store(on, std::memory_order_relaxed); }
 
 }  // namespace qformer::cuda

@@ -109,5 +109,6 @@ void poison_current_device(const char* reason);
 
 // QFORMER_CUDA_DEBUG=1: every op is followed by a synchronization, so that a device fault names its op.
 bool debug_mode();
+void set_debug_mode(bool on);
 
 }  // namespace qformer::cuda

@@ -30,11 +30,17 @@ size_t block_size_for(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+void DeviceMemory::set_caching(bool on) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!on) trim_locked();
+  caching_ = on;
+}
+
 QfStatus DeviceMemory::allocate(DeviceContext& context, size_t bytes, void** out) {
   *out = nullptr;
   std::lock_guard<std::mutex> lock(mutex_);
   const bool representable = bytes <= SIZE_MAX / 4;
-  const size_t block_bytes = representable ? block_size_for(bytes) : 0;
+  const size_t block_bytes = !representable ? 0 : caching_ ? block_size_for(bytes) : std::max<size_t>(bytes, 1);
   if (representable) *out = take_idle(context, block_bytes);
   if (*out != nullptr) return QF_OK;
 
@@ -71,6 +77,11 @@ void DeviceMemory::release(void* ptr) {
   const auto found = blocks_.find(ptr);
   if (found == blocks_.end() || found->second.idle) return;
   Block& block = found->second;
+  if (!caching_) {
+    cudaFree(ptr);
+    blocks_.erase(found);
+    return;
+  }
   block.idle = true;
   idle_[block.owner].emplace(block.bytes, ptr);
   idle_bytes_ += block.bytes;

@@ -18,6 +18,9 @@ class DeviceContext;
 
 class DeviceMemory {
  public:
+  // Off: every block is its own cudaMalloc of the exact size and its own cudaFree. So the emulator, which checks each
+  // access against the allocations, sees every tensor by itself.
+  void set_caching(bool on);
   // 256-byte aligned. QF_OUT_OF_MEMORY with the bytes requested and free in the message.
   QfStatus allocate(DeviceContext& context, size_t bytes, void** out);
   // Returns a block to its owner's list; null and unknown pointers are ignored.
@@ -43,6 +46,11 @@ class DeviceMemory {
   std::unordered_map<void*, Block> blocks_;
   std::unordered_map<DeviceContext*, FreeList> idle_;
   size_t idle_bytes_ = 0;
+#ifdef QF_EMULATED
+  bool caching_ = false;
+#else
+  bool caching_ = true;
+#endif
 };
 
 // Block sizes are an eighth of a power of two apart (at least 512 bytes): at most 12.5 % is wasted.

@@ -25,7 +25,11 @@ class StagingRing {
 
  private:
   static constexpr int kSegments = 4;
+#ifdef QF_EMULATED
+  static constexpr size_t kSegmentBytes = size_t{64} << 10;  // small, so that tests go round the ring
+#else
   static constexpr size_t kSegmentBytes = size_t{4} << 20;
+#endif
   static constexpr size_t kAlignment = 256;
 
   struct Segment {

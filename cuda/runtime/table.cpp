@@ -71,8 +71,10 @@ void backend_free(int32_t device, void* ptr, size_t) {
   device_at(device).memory.release(ptr);
 }
 
-QfStatus refuse_in_capture(const DeviceContext& context, const char* what) {
-  return context.capture == nullptr ? QF_OK : fail(QF_INVALID_ARGUMENT, "%s: not while a graph is captured", what);
+QfStatus refuse_in_capture(DeviceContext& context, const char* what) {
+  if (context.capture == nullptr) return QF_OK;
+  context.capture->failure = QF_INVALID_ARGUMENT;
+  return fail(QF_INVALID_ARGUMENT, "%s: not while a graph is captured", what);
 }
 
 QfStatus upload(int32_t device, void* dst, const void* src, size_t bytes) {

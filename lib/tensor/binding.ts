@@ -4,6 +4,7 @@
 import { createRequire } from 'node:module';
 import { QFormerError } from '../errors.js';
 import { packageRoot } from '../package-root.js';
+import type { Dtype } from './dtype.js';
 
 export type Handle = number;
 export type TypedArray = Float32Array | Int32Array | Uint16Array | Uint8Array;
@@ -22,6 +23,8 @@ export interface DeviceInfo {
   freeMemory: number;
   /** Threads that ops may use (CPU). */
   threads: number;
+  /** Dtypes that ops compute in: f32, and on GPUs f16 and bf16. */
+  activationDtypes: Dtype[];
 }
 
 /** A kind of device that is not used here; see {@link unusedDevices}. */

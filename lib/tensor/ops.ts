@@ -1,69 +1,14 @@
-// Typed wrappers of the native ops. Activations are f32; results are new tensors of the current scope unless an op says
-// "in place". Shapes are checked natively, with messages of the form "rmsNorm: weight must be [2560], got [2048]".
+// Typed wrappers of the native ops. Activations are of one dtype per call: f32, and f16 or bf16 on devices that compute in
+// them. Results are new tensors of the current scope unless an op says "in place". Shapes are checked natively, with messages of the form "rmsNorm: weight must be [2560], got [2048]".
 // Errors of every op: SHAPE, DTYPE, DEVICE, STALE_TENSOR, INVALID_ARGUMENT, OUT_OF_MEMORY.
 
-import { QFormerError } from '../errors.js';
 import { native } from './binding.js';
+import { dtypeCode, type Dtype } from './dtype.js';
+import { activations, codeOf, masks, maths, type Activation, type Mask, type Math } from './op-arguments.js';
 import { Tensor, handleOf } from './tensor.js';
 
-/** gelu is the erf form; gelu_tanh the approximation ("gelu_new"). */
-export type Activation = 'none' | 'gelu' | 'gelu_tanh' | 'relu' | 'silu';
-/** f32: products in f32; bf16: x rounded to bf16 first where the weight is bf16. Sums are f32 in both. */
-export type Math = 'f32' | 'bf16';
-/** Which keys a query row sees: see QfMask in csrc/backend/backend.h; itc and itg are the Q-Former's (BLIP-2, section 3.1). */
-export type Mask = 'full' | 'causal' | 'itc' | 'itg';
-
-const activations: readonly Activation[] = ['none', 'gelu', 'gelu_tanh', 'relu', 'silu'];
-const maths: readonly Math[] = ['f32', 'bf16'];
-const masks: readonly Mask[] = ['full', 'causal', 'itc', 'itg'];
-
-function codeOf<T extends string>(where: string, values: readonly T[], value: T): number {
-  const code = values.indexOf(value);
-  if (code < 0)
-    throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${values.join(', ')}, got '${String(value)}'`);
-  return code;
-}
-
-function optional(where: string, value: Tensor | undefined): number {
-  return value === undefined ? 0 : handleOf(where, value);
-}
-
-/** act(x · wᵀ + bias) + residual. x: [..., k], w: [n, k] f32|f16|bf16, bias: [n], residual: [..., n] → [..., n] */
-export function linear(
-  x: Tensor,
-  w: Tensor,
-  options: { bias?: Tensor; residual?: Tensor; activation?: Activation; math?: Math } = {},
-): Tensor {
-  const activation = codeOf('linear: activation', activations, options.activation ?? 'none');
-  const math = codeOf('linear: math', maths, options.math ?? 'f32');
-  const bias = optional('linear: bias', options.bias);
-  const residual = optional('linear: residual', options.residual);
-  return new Tensor(
-    native.linear(handleOf('linear: x', x), handleOf('linear: w', w), bias, residual, 0, 0, activation, math, -1),
-  );
-}
-
-/** act(x · wGateᵀ) * (x · wUpᵀ), SiLU by default. x: [..., k], wGate and wUp: [n, k] → [..., n] */
-export function gatedLinear(
-  x: Tensor,
-  wGate: Tensor,
-  wUp: Tensor,
-  options: { activation?: Activation; math?: Math } = {},
-): Tensor {
-  const activation = codeOf('gatedLinear: activation', activations, options.activation ?? 'silu');
-  const math = codeOf('gatedLinear: math', maths, options.math ?? 'f32');
-  const gate = handleOf('gatedLinear: wGate', wGate);
-  return new Tensor(
-    native.gatedLinear(handleOf('gatedLinear: x', x), gate, handleOf('gatedLinear: wUp', wUp), 0, 0, activation, math),
-  );
-}
-
-/** w + scaling · b·a, rounded once to w's dtype. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 */
-export function loraMerge(w: Tensor, a: Tensor, b: Tensor, scaling: number): Tensor {
-  return new Tensor(
-    native.loraMerge(handleOf('loraMerge: w', w), handleOf('loraMerge: a', a), handleOf('loraMerge: b', b), scaling),
-  );
-}
+export type { Activation, Mask, Math, Norm } from './op-arguments.js';
+export * from './linear-ops.js';
 
 /** (x − mean) / √(var + eps) · weight + bias over the last axis. x: [..., c], weight and bias: [c] */
 export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps: number): Tensor {
@@ -134,9 +79,44 @@ export function pagedAttention(
   return new Tensor(native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, options.scale));
 }
 
-/** Rows of a table as f32. ids: [tokens] i32, table: [rows, cols] f32|f16|bf16 → [tokens, cols]. An id out of range throws. */
-export function embedding(ids: Tensor, table: Tensor): Tensor {
-  return new Tensor(native.embedding(handleOf('embedding: ids', ids), handleOf('embedding: table', table), 0));
+/**
+ * One cross-attention block of the Q-Former: layerNorm(x + attention(x · wqᵀ + bq, k, v) · woᵀ + bo) for the first numQuery rows
+ * of every sequence; the other rows are copied. x: [batch, rows, hidden], wq and wo: [hidden, hidden], biases and norm: [hidden],
+ * k and v: [batch · keys, heads, head_dim], views with one row stride → like x
+ */
+export function qformerCrossAttention(
+  x: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: {
+    query: { weight: Tensor; bias: Tensor };
+    output: { weight: Tensor; bias: Tensor };
+    norm: { weight: Tensor; bias: Tensor; eps: number };
+    numQuery: number;
+    scale: number;
+    math?: Math;
+  },
+): Tensor {
+  const of = (name: string, value: Tensor) => handleOf(`qformerCrossAttention: ${name}`, value);
+  const { query, output, norm } = options;
+  const math = codeOf('qformerCrossAttention: math', maths, options.math ?? 'f32');
+  const [wq, bq] = [of('query.weight', query.weight), of('query.bias', query.bias)];
+  const [wo, bo] = [of('output.weight', output.weight), of('output.bias', output.bias)];
+  const [gamma, beta] = [of('norm.weight', norm.weight), of('norm.bias', norm.bias)];
+  const [xh, kh, vh] = [of('x', x), of('k', k), of('v', v)];
+  const { numQuery, scale } = options;
+  return new Tensor(
+    native.qformerCrossAttention(xh, wq, bq, kh, vh, wo, bo, gamma, beta, numQuery, scale, norm.eps, math),
+  );
+}
+
+/**
+ * Rows of a table as `dtype` (f32). ids: [tokens] i32, table: [rows, cols] f32|f16|bf16 → [tokens, cols]. An id out of range
+ * throws: at once on the CPU, with the next read of any tensor on a GPU.
+ */
+export function embedding(ids: Tensor, table: Tensor, dtype: Dtype = 'f32'): Tensor {
+  const rows = handleOf('embedding: table', table);
+  return new Tensor(native.embedding(handleOf('embedding: ids', ids), rows, dtypeCode(dtype)));
 }
 
 /** x[ids], keeping the dtype. x: [rows, cols], ids: [tokens] i32 → [tokens, cols] */
@@ -189,23 +169,6 @@ export function normalizeImage(
   return new Tensor(
     native.normalizeImage(handleOf('normalizeImage: x', x), options.rescale, options.mean, options.std),
   );
-}
-
-/**
- * The ViT's input: patch convolution, class token, positions. pixels: [batch, channels, height, width],
- * w: [dim, channels, patch, patch], bias and classEmbedding: [dim], positions: [1 + grid, dim] → [batch · (1 + grid), dim]
- */
-export function patchEmbedding(
-  pixels: Tensor,
-  w: Tensor,
-  options: { bias?: Tensor; classEmbedding: Tensor; positions: Tensor; math?: Math },
-): Tensor {
-  const classEmbedding = handleOf('patchEmbedding: classEmbedding', options.classEmbedding);
-  const positions = handleOf('patchEmbedding: positions', options.positions);
-  const bias = optional('patchEmbedding: bias', options.bias);
-  const math = codeOf('patchEmbedding: math', maths, options.math ?? 'f32');
-  const [x, weight] = [handleOf('patchEmbedding: pixels', pixels), handleOf('patchEmbedding: w', w)];
-  return new Tensor(native.patchEmbedding(x, weight, bias, classEmbedding, positions, 0, math));
 }
 
 /**

@@ -1,0 +1,317 @@
+// Ops that fuse or compress others, against the ops they stand for: on the CPU bit for bit, on a GPU within the rounding of
+// the steps that the fused kernel does not store. And row by row: a row's bits do not depend on the rows beside it.
+
+import { describe, expect, it } from 'vitest';
+import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
+import { activationDtypes, expectDevices, isEmulated, settled, testDevices } from './support/devices.js';
+import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.js';
+import { noise } from './support/noise.js';
+
+expectDevices();
+
+const runs = testDevices.flatMap((device) => activationDtypes(device).map((dtype) => ({ device, dtype })));
+
+// One unit in the last place at 1: results here are of order 1 and are rounded a handful of times on the way.
+const ulp: Partial<Record<Dtype, number>> = { f32: 2 ** -23, f16: 2 ** -10, bf16: 2 ** -7 };
+
+describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
+  expectNoLeaks();
+
+  const random = (shape: number[], seed: number, type: Dtype = 'f32'): Tensor => {
+    const count = shape.reduce((a, b) => a * b, 1);
+    const x = Tensor.fromArray(noise(count, seed), shape, { device });
+    return type === 'f32' ? x : x.cast(type);
+  };
+  const act = (shape: number[], seed: number): Tensor => random(shape, seed, dtype);
+  /** A weight whose rows have about unit length in every dtype. */
+  const weight = (shape: number[], seed: number, type: Dtype): Tensor =>
+    ops.affine(random(shape, seed), shape.at(-1)! ** -0.5).cast(type);
+  const ints = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
+  const weightDtypes: Dtype[] = dtype === 'f32' ? ['f32', 'f16', 'bf16'] : [dtype];
+  const tokenCounts = isEmulated(device) ? [1, 3, 19] : [1, 2, 7, 16, 17, 65];
+
+  /** Equal bits on the CPU; elsewhere within `steps` units in the last place at the larger of 1 and the value. */
+  const expectFused = (actual: Tensor, expected: Tensor, what: string, steps = 8): void => {
+    expect(actual.shape).toEqual(expected.shape);
+    expect(actual.dtype).toBe(expected.dtype);
+    if (device === 'cpu') return expectSameBits(actual.toFloat32(), expected.toFloat32(), what);
+    const unit = steps * ulp[dtype]!;
+    expectClose(actual.toFloat32(), expected.toFloat32(), { atol: unit, rtol: unit }, what);
+  };
+  /** Rows [from, to) of `run` on all rows are the bits of `run` on those rows alone. */
+  const expectRowsAlone = (rows: number, run: (from: number, to: number) => Tensor): void => {
+    const all = run(0, rows).toFloat32();
+    const width = all.length / rows;
+    for (const [from, to] of [
+      [0, 1],
+      [rows - 1, rows],
+      [1, Math.min(rows, 4)],
+    ] as const) {
+      expectSameBits(run(from, to).toFloat32(), all.subarray(from * width, to * width), `rows ${from} to ${to}`);
+    }
+  };
+
+  describe.each(weightDtypes)('with %s weights', (wDtype) => {
+    it.each(tokenCounts)('linear and gatedLinear with a norm in front equal rmsNorm and the product, m = %d', (m) =>
+      scope(() => {
+        const [k, n] = [72, 40];
+        const [x, w, up] = [act([m, k], 1), weight([n, k], 2, wDtype), weight([n, k], 3, wDtype)];
+        const norm = { weight: random([k], 4), eps: 1e-5 };
+        const normed = ops.rmsNorm(x, norm.weight, norm.eps);
+        const rest = { bias: random([n], 5), residual: act([m, n], 6), activation: 'gelu' } as const;
+        expectFused(ops.linear(x, w, { ...rest, norm }), ops.linear(normed, w, rest), 'linear');
+        expectFused(ops.gatedLinear(x, w, up, { norm }), ops.gatedLinear(normed, w, up), 'gatedLinear');
+        expect(ops.linear(x, w, { dtype: 'f32' }).dtype).toBe('f32');
+      }),
+    );
+
+    it.each(tokenCounts)('qkvAppend equals norm, products, rope and kvAppend, %d tokens', (m) =>
+      scope(() => {
+        const [k, heads, kvHeads, headDim] = [72, 4, 2, 24];
+        const x = act([m, k], 11);
+        const weights = {
+          q: weight([heads * headDim, k], 12, wDtype),
+          k: weight([kvHeads * headDim, k], 13, wDtype),
+          v: weight([kvHeads * headDim, k], 14, wDtype),
+        };
+        const norm = { weight: random([k], 15), eps: 1e-6 };
+        const invFreq = Tensor.fromArray(
+          Float32Array.from({ length: headDim / 2 }, (_, j) => 10000 ** ((-2 * j) / headDim)),
+          [headDim / 2],
+          { device },
+        );
+        const positions = ints(Array.from({ length: m }, (_, i) => i * 3));
+        // the second row is not stored
+        const slotMapping = ints(Array.from({ length: m }, (_, i) => (i === 1 ? -1 : 79 - i)));
+        const caches = () => [0, 1].map(() => Tensor.zeros([10, 8, kvHeads, headDim], { device, dtype }));
+        const [[k1, v1], [k2, v2]] = [caches(), caches()] as [[Tensor, Tensor], [Tensor, Tensor]];
+
+        const q = ops.qkvAppend(x, weights, { norm, positions, invFreq, kCache: k1, vCache: v1, slotMapping });
+        const normed = ops.rmsNorm(x, norm.weight, norm.eps);
+        const project = (w: Tensor, h: number) => ops.linear(normed, w).reshape([m, h, headDim]);
+        const turned = (y: Tensor) => ops.rope(y, positions, invFreq);
+        ops.kvAppend(turned(project(weights.k, kvHeads)), project(weights.v, kvHeads), k2, v2, slotMapping);
+        expectFused(q, turned(project(weights.q, heads)), 'q');
+        expectFused(k1, k2, 'the keys in the cache');
+        expectFused(v1, v2, 'the values in the cache');
+      }),
+    );
+
+    it.each([
+      [1, 8, 8],
+      [3, 4, 9],
+      [2, 0, 3],
+    ])('qformerCrossAttention equals its parts, %d sequences with %d of %d rows reading', (batch, numQuery, rows) =>
+      scope(() => {
+        const [heads, headDim, keys] = [4, 16, 21];
+        const width = heads * headDim;
+        const x = act([batch, rows, width], 21);
+        const kv = act([batch * keys, 6 * heads, headDim], 22);
+        // the second of three cross layers
+        const [k, v] = [kv.slice(1, 2 * heads, 3 * heads), kv.slice(1, 3 * heads, 4 * heads)];
+        const [query, output] = [24, 26].map((seed) => ({
+          weight: weight([width, width], seed, wDtype),
+          bias: random([width], seed + 1),
+        })) as [{ weight: Tensor; bias: Tensor }, { weight: Tensor; bias: Tensor }];
+        const norm = { weight: random([width], 28), bias: random([width], 29), eps: 1e-12 };
+        const scale = headDim ** -0.5;
+        const y = ops.qformerCrossAttention(x, k, v, { query, output, norm, numQuery, scale });
+
+        const reading = x
+          .slice(1, 0, numQuery)
+          .contiguous()
+          .reshape([batch * numQuery, width]);
+        const q = ops.linear(reading, query.weight, { bias: query.bias });
+        const context = ops.attention(q.reshape([batch * numQuery, heads, headDim]), k, v, {
+          cuSeqlensQ: ints(Array.from({ length: batch + 1 }, (_, b) => b * numQuery)),
+          cuSeqlensK: ints(Array.from({ length: batch + 1 }, (_, b) => b * keys)),
+          scale,
+        });
+        const sum = ops.linear(context.reshape([batch * numQuery, width]), output.weight, {
+          bias: output.bias,
+          residual: reading,
+        });
+        const normed = ops.layerNorm(sum, norm.weight, norm.bias, norm.eps);
+        expectFused(
+          y
+            .slice(1, 0, numQuery)
+            .contiguous()
+            .reshape([batch * numQuery, width]),
+          normed,
+          'queries',
+          16,
+        );
+        expectSameBits(
+          y.slice(1, numQuery, rows).contiguous().toFloat32(),
+          x.slice(1, numQuery, rows).contiguous().toFloat32(),
+          'the rows that do not read',
+        );
+      }),
+    );
+
+    it('gives a row of qkvAppend, of a normed product and of loraApply the same bits in any batch', () =>
+      scope(() => {
+        const [rows, k, n] = [isEmulated(device) ? 17 : 40, 88, 48];
+        const [x, w] = [act([rows, k], 31), weight([n, k], 32, wDtype)];
+        const norm = { weight: random([k], 33), eps: 1e-6 };
+        expectRowsAlone(rows, (from, to) => ops.linear(x.slice(0, from, to), w, { norm }));
+        expectRowsAlone(rows, (from, to) => ops.gatedLinear(x.slice(0, from, to), w, w, { norm }));
+        const [kCache, vCache] = [0, 1].map(() => Tensor.zeros([rows, 1, 2, 24], { device, dtype }));
+        const invFreq = random([12], 34);
+        const at = Array.from({ length: rows }, (_, i) => i);
+        expectRowsAlone(rows, (from, to) =>
+          ops.qkvAppend(
+            x.slice(0, from, to),
+            { q: w, k: w, v: w },
+            {
+              norm,
+              invFreq,
+              positions: ints(at.slice(from, to)),
+              slotMapping: ints(at.slice(from, to)),
+              kCache: kCache!,
+              vCache: vCache!,
+            },
+          ),
+        );
+        const lora = {
+          a: weight([3, 8, k], 35, wDtype),
+          b: weight([3, n, 8], 36, wDtype),
+          scaling: random([3], 37),
+        };
+        expectRowsAlone(rows, (from, to) => {
+          const y = Tensor.zeros([to - from, n], { device, dtype });
+          const adapters = ints(at.slice(from, to).map((i) => (i % 4) - 1));
+          ops.loraApply(y, x.slice(0, from, to), { ...lora, adapters });
+          return y;
+        });
+      }));
+
+    it('loraApply adds the adapter of each row and nothing where there is none', () =>
+      scope(() => {
+        const [m, k, n, rank, slots] = [9, 77, 33, 5, 3];
+        const [x, y] = [act([m, k], 41), act([m, n], 42)];
+        const [a, b] = [weight([slots, rank, k], 43, wDtype), weight([slots, n, rank], 44, wDtype)];
+        const scaling = Float32Array.of(0.5, 2, -1);
+        const adapters = [0, 1, 2, -1, 2, 1, 0, -1, 0];
+        const before = y.toFloat32();
+        const [xv, av, bv] = [x.toFloat32(), a.toFloat32(), b.toFloat32()];
+        ops.loraApply(y, x, {
+          a,
+          b,
+          scaling: Tensor.fromArray(scaling, [slots], { device }),
+          adapters: ints(adapters),
+        });
+        const expected = before.map((value, i) => {
+          const [r, j, s] = [Math.floor(i / n), i % n, adapters[Math.floor(i / n)]!];
+          if (s < 0) return value;
+          let sum = 0;
+          for (let q = 0; q < rank; q++) {
+            let low = 0;
+            for (let c = 0; c < k; c++) low += av[(s * rank + q) * k + c]! * xv[r * k + c]!;
+            sum += bv[(s * n + j) * rank + q]! * low;
+          }
+          return value + scaling[s]! * sum;
+        });
+        const unit = 4 * ulp[dtype]!;
+        expectClose(y.toFloat32(), expected, { atol: unit, rtol: unit });
+        for (const r of [3, 7]) {
+          expectSameBits(y.slice(0, r, r + 1).toFloat32(), before.slice(r * n, (r + 1) * n), 'a row without adapter');
+        }
+      }));
+
+    it('loraMerge with an adapter and then without it gives the pristine weight back', () =>
+      scope(() => {
+        const base = weight([33, 40], 45, wDtype);
+        const [a, b] = [random([4, 40], 46), random([33, 4], 47)];
+        const merged = ops.loraMerge(base, a, b, 0.5);
+        expect(Buffer.compare(rawBits(merged), rawBits(base)), 'merging changes the weight').not.toBe(0);
+        // merging is done from the pristine weight, never by subtracting from the merged one
+        expect(Buffer.compare(rawBits(ops.loraMerge(base, a, b, 0)), rawBits(base))).toBe(0);
+      }));
+  });
+
+  describe.each([8, 4] as const)('int%d weights', (bits) => {
+    it('are the nearest multiples of a scale per group', () =>
+      scope(() => {
+        const [n, k, group] = [5, 96, 32];
+        const w = random([n, k], 51);
+        w.slice(0, 2, 3).copyFrom(Tensor.zeros([1, k], { device }));
+        const { q, scales } = ops.quantize(w, { bits, group });
+        expect(q.shape).toEqual([n, (k * bits) / 8]);
+        expect(scales.shape).toEqual([n, k / group]);
+        const [wv, limit] = [w.toFloat32(), bits === 8 ? 127 : 7];
+        const widened = widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group);
+        scales.toFloat32().forEach((scale, g) => {
+          const values = wv.subarray(g * group, (g + 1) * group);
+          const largest = values.reduce((best, value) => Math.max(best, Math.abs(value)), 0);
+          expect(scale).toBe(Math.fround(largest / limit));
+          for (let i = 0; i < group; i++) {
+            const at = g * group + i;
+            // half a step, and the rounding of w / scale
+            expect(Math.abs(widened[at]! - wv[at]!)).toBeLessThanOrEqual(scale * (0.5 + 1e-4));
+          }
+        });
+      }));
+
+    it.each(tokenCounts)('give the product of the widened weights, m = %d', (m) =>
+      scope(() => {
+        const [n, k, group] = [51, 96, 32];
+        const { q, scales } = ops.quantize(weight([n, k], 52, 'f32'), { bits, group });
+        const values = widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group);
+        const w = Tensor.fromArray(values, [n, k], { device });
+        const x = act([m, k], 53);
+        const norm = { weight: random([k], 54), eps: 1e-6 };
+        const rest = { bias: random([n], 55), residual: random([m, n], 56), activation: 'silu' } as const;
+        const expected = ops.linear(ops.rmsNorm(x, norm.weight, norm.eps).cast('f32'), w, rest);
+        const y = ops.quantLinear(x, { q, scales }, { ...rest, norm, dtype: 'f32' });
+        expectFused(y, expected, 'quantLinear');
+      }),
+    );
+
+    it('give a row the same bits in any batch', () =>
+      scope(() => {
+        const [rows, n, k] = [isEmulated(device) ? 17 : 40, 24, 128];
+        const w = ops.quantize(weight([n, k], 57, 'f32'), { bits, group: 64 });
+        const x = act([rows, k], 58);
+        expectRowsAlone(rows, (from, to) => ops.quantLinear(x.slice(0, from, to), w));
+      }));
+  });
+
+  it('refuses a slot outside the cache and an adapter outside the table', () =>
+    scope(() => {
+      const square = act([8, 8], 61);
+      const cache = (): Tensor => Tensor.zeros([2, 4, 1, 8], { device, dtype });
+      const append = (slot: number) =>
+        ops.qkvAppend(
+          act([1, 8], 62),
+          { q: square, k: square, v: square },
+          {
+            norm: { weight: random([8], 63), eps: 1e-6 },
+            positions: ints([0]),
+            invFreq: random([4], 64),
+            kCache: cache(),
+            vCache: cache(),
+            slotMapping: ints([slot]),
+          },
+        );
+      const invalid = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
+      expect(() => settled(device, () => append(8))).toThrow(invalid);
+      const lora = { a: act([2, 3, 8], 65), b: act([2, 4, 3], 66), scaling: random([2], 67) };
+      const apply = (s: number) => ops.loraApply(act([1, 4], 68), act([1, 8], 69), { ...lora, adapters: ints([s]) });
+      expect(() => settled(device, () => apply(2))).toThrow(invalid);
+      settled(device, () => apply(1));
+    }));
+});
+
+const rawBits = (x: Tensor): Buffer => {
+  const values = x.toArray();
+  return Buffer.from(values.buffer, values.byteOffset, values.byteLength);
+};
+
+/** [n, k] as f32 from what quantize stores. */
+function widen(q: Uint8Array, scales: Float32Array, bits: 4 | 8, k: number, group: number): Float32Array {
+  return Float32Array.from({ length: (q.length * 8) / bits }, (_, i) => {
+    const level = bits === 8 ? (q[i]! << 24) >> 24 : ((q[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
+    return level * scales[Math.floor(i / k) * (k / group) + Math.floor((i % k) / group)]!;
+  });
+}

@@ -1,0 +1,52 @@
+// The devices that tests run on: the CPU, and the emulated GPU where its library is built (scripts/build-emulated.mjs). CI
+// must have it: there a missing library fails the tests. QFORMER_TEST_DEVICES names others instead, e.g. `cpu,cuda`.
+// Imported before the tensor API finds its devices, because it tells the loader where the emulated GPU is.
+
+import { existsSync } from 'node:fs';
+import { delimiter } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { Tensor, devices, scope, type Dtype } from '../../lib/tensor/index.js';
+
+const library = fileURLToPath(new URL('../../build/emulated/libqformer_emulated.so', import.meta.url));
+const isEmulatedBuilt = existsSync(library);
+if (isEmulatedBuilt && !(process.env.QFORMER_BACKENDS ?? '').includes(library)) {
+  process.env.QFORMER_BACKENDS = [library, process.env.QFORMER_BACKENDS].filter(Boolean).join(delimiter);
+}
+
+const named = process.env.QFORMER_TEST_DEVICES?.split(',').map((name) => name.trim());
+const found = devices();
+
+/** Names of the devices to test, `cpu` first. */
+export const testDevices: readonly string[] = named ?? (isEmulatedBuilt ? ['cpu', 'emulated'] : ['cpu']);
+
+/** Dtypes that a device computes in, f32 first. */
+export function activationDtypes(device: string): Dtype[] {
+  return found.find(({ name }) => name === device || name === `${device}:0`)?.activationDtypes ?? [];
+}
+
+/** Whether a device works behind the caller's back, so that what it finds wrong comes with the next read. */
+export const isAsync = (device: string): boolean => device !== 'cpu';
+
+/** Whether a device is the emulated GPU, about a thousand times slower than a real one: its samples are smaller. */
+export const isEmulated = (device: string): boolean => device === 'emulated';
+
+/** Runs `fn` and waits for the device, so that an error found there is thrown here. */
+export function settled<T>(device: string, fn: () => T): T {
+  const result = fn();
+  if (isAsync(device)) scope(() => Tensor.zeros([1], { device }).toArray());
+  return result;
+}
+
+/** In a suite of its own per test file that runs on devices: says what is missing instead of passing without it. */
+export function expectDevices(): void {
+  describe('the devices under test', () => {
+    it('are all there', () => {
+      const names = found.map(({ name }) => name);
+      for (const device of testDevices) expect(names.concat(names.map((n) => n.split(':')[0]!))).toContain(device);
+    });
+    it.runIf(process.env.CI === '1' || process.env.CI === 'true')('include the emulated GPU in CI', () => {
+      expect(named ?? isEmulatedBuilt, `${library} is missing: run node scripts/build-emulated.mjs`).toBeTruthy();
+    });
+  });
+}
