@@ -1,5 +1,5 @@
-// Several CTAs share a result: each writes its part to scratch, counts itself, and the one that comes last puts the parts
-// together in a fixed order, in the same launch. Nobody waits, so the grid need not be resident at once.
+// Several CTAs share a result: each writes its part to scratch, counts itself, and the one that comes last puts the
+// parts together in a fixed order, in the same launch. Nobody waits, so the grid need not be resident at once.
 #pragma once
 
 #include "prims/global.h"

@@ -1,11 +1,11 @@
 // The kernel of the varlen attention op on tensor cores, and its choice of shape per head_dim.
 //
 // Registers (sm_80, sm_90; no spills) and dynamic shared memory per CTA: head_dim 32: 110, 21 KB · 64: 164, 25 KB ·
-// 80: 168, 34 KB · 88: 168, 39 KB · 96: 220, 39 KB · 128: 255, 49 KB. head_dim 88 (ViT-g) takes 96 rows per CTA: 257 rows
-// are then 3 CTAs with 17 of 18 warps at work, and K and V are read 3 times; 64 rows would be 5 CTAs.
-// A whole-row ("one-shot") softmax for the 257 keys of a ViT was weighed and left out: blocks do not wait for a running
-// maximum here, so it would save one multiplication per element of o and block, and cost 132 registers of scores, that
-// is half of the warps that hide latency; and it would need a second arithmetic for the same op.
+// 80: 168, 34 KB · 88: 168, 39 KB · 96: 220, 39 KB · 128: 255, 49 KB. head_dim 88 (ViT-g) takes 96 rows per CTA: 257
+// rows are then 3 CTAs with 17 of 18 warps at work, and K and V are read 3 times; 64 rows would be 5 CTAs. A whole-row
+// ("one-shot") softmax for the 257 keys of a ViT was weighed and left out: blocks do not wait for a running maximum
+// here, so it would save one multiplication per element of o and block, and cost 132 registers of scores, that is half
+// of the warps that hide latency; and it would need a second arithmetic for the same op.
 #pragma once
 
 #include "attention_rows.cuh"

@@ -1,6 +1,6 @@
-// Attention by key blocks, on tensor cores: a warp takes one block of 64 keys for up to 16 rows and leaves (max, sum, o)
-// of that block; whoever holds all blocks of a row chains them up in ascending order (attention_softmax.cuh). This is
-// how few rows meet many keys: decode, and the Q-Former's queries.
+// Attention by key blocks, on tensor cores: a warp takes one block of 64 keys for up to 16 rows and leaves (max, sum,
+// o) of that block; whoever holds all blocks of a row chains them up in ascending order (attention_softmax.cuh). This
+// is how few rows meet many keys: decode, and the Q-Former's queries.
 //
 // Each warp streams its keys and values alone, 16 rows at a time through a ring of stages, so no barrier stalls the
 // stream. Rows beyond those given are zeros: tensor cores at 1/16 use still outrun memory by far (16 FLOP a byte).
@@ -19,7 +19,8 @@ struct KeyWarpShape {
   static constexpr int kStages = 3;
   static constexpr int kStage = 16 * Tile::kPitch;  // elements
   static constexpr int kRing = kStages * kStage;    // elements of shared memory per warp
-  // A warp's result in its own ring once the stream is over: [16][kPartialPitch] f32. The padding spreads rows over banks.
+  // A warp's result in its own ring once the stream is over: [16][kPartialPitch] f32. The padding spreads rows over
+  // banks.
   static constexpr int kPartialPitch = kHeadDim + 8;
   static_assert(16 * kPartialPitch * sizeof(float) <= kRing * sizeof(T), "a partial fits into the ring");
 };
@@ -125,7 +126,8 @@ QF_DEVICE void share_partial(Shared<T> ring, Shared<float> states, const RowStat
     const int32_t row = lane / 4 + 8 * half;
 #pragma unroll
     for (int n = 0; n < TileShape<kHeadDim>::kTiles8; ++n) {
-      out.template store_vec<2>(row * kPitch + n * 8 + lane % 4 * 2, Vec<float, 2>{{o[n][2 * half], o[n][2 * half + 1]}});
+      out.template store_vec<2>(row * kPitch + n * 8 + lane % 4 * 2,
+                                Vec<float, 2>{{o[n][2 * half], o[n][2 * half + 1]}});
     }
     if (lane % 4 == 0) states.template store_vec<2>(row * 2, Vec<float, 2>{{partial[half].max, partial[half].sum}});
   }

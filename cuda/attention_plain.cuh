@@ -18,7 +18,8 @@ constexpr int kPlainRows = 16, kPlainThreads = 8 * kPlainRows;
 constexpr int kPlainKeys = 32;      // keys per step
 constexpr int kPlainColumns = 128;  // columns of o per CTA
 constexpr int kPlainChunk = 64;     // columns of k at a time
-constexpr int kPlainKeyPitch = kPlainChunk + 4, kPlainValuePitch = kPlainColumns + 4, kPlainWeightPitch = kPlainKeys + 1;
+constexpr int kPlainKeyPitch = kPlainChunk + 4, kPlainValuePitch = kPlainColumns + 4,
+              kPlainWeightPitch = kPlainKeys + 1;
 
 inline int64_t plain_query_pitch(int64_t head_dim) {
   return (head_dim + kPlainChunk - 1) / kPlainChunk * kPlainChunk + 4;
@@ -39,8 +40,8 @@ struct PlainMemory {
 template <class C>
 QF_DEVICE void load_plain(const AttentionProblem& p, const PlainMemory& m, const void* source, int64_t stride,
                           int32_t kv_head, int32_t first, int32_t columns, Shared<float> dst, int32_t pitch) {
-  const Global<const C> from = Global<const C>(static_cast<const C*>(source)) +
-                               static_cast<int64_t>(kv_head) * p.head_dim;
+  const Global<const C> from =
+      Global<const C>(static_cast<const C*>(source)) + static_cast<int64_t>(kv_head) * p.head_dim;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < kPlainKeys * columns; i += kPlainThreads) {
     const int32_t key = i / columns, column = i % columns, row = m.rows.load(key);
     const bool valid = row >= 0 && first + column < p.head_dim;
@@ -117,9 +118,9 @@ QF_DEVICE void attend_plain(const AttentionProblem& p, const RowTile& tile, int3
   for (int32_t first = begin_key / kPlainKeys * kPlainKeys; first < end_key; first += kPlainKeys) {
     if (thread < kPlainKeys) {
       const int32_t key = first + thread;
-      const int32_t at = key >= end_key               ? -1
+      const int32_t at = key >= end_key             ? -1
                          : p.block_table != nullptr ? slot_of(p, sequence, key)
-                                                      : sequence.k_begin + key;
+                                                    : sequence.k_begin + key;
       m.rows.store(thread, at);
     }
     __syncthreads();
@@ -132,7 +133,9 @@ QF_DEVICE void attend_plain(const AttentionProblem& p, const RowTile& tile, int3
     for (int n = 0; n < 4; ++n) {
       const int32_t key = first + lane + 8 * n;
       const bool seen = key >= range.begin && key < range.end;
-      s[n] = !seen ? negative_infinity() : p.bias == nullptr ? mul_rn(s[n], p.scale) : fmaf(s[n], p.scale, bias.load(key));
+      s[n] = !seen               ? negative_infinity()
+             : p.bias == nullptr ? mul_rn(s[n], p.scale)
+                                 : fmaf(s[n], p.scale, bias.load(key));
       max = fmaxf(max, s[n]);
     }
     max = fmaxf(state.max, max_of_row(max));

@@ -18,11 +18,11 @@ namespace qformer::cuda {
 constexpr int32_t kKeyBlock = 64;
 
 struct AttentionProblem {
-  const void* q;              // token 0, head 0; tokens q_stride apart
-  const void* k;              // key 0, kv head 0; keys k_stride apart (paged: slots k_stride apart)
-  const void* v;              // same with v_stride
-  const float* bias;          // [heads, bias_q, bias_k] or null
-  void* o;                    // [tokens_q, heads, head_dim] dense
+  const void* q;                // token 0, head 0; tokens q_stride apart
+  const void* k;                // key 0, kv head 0; keys k_stride apart (paged: slots k_stride apart)
+  const void* v;                // same with v_stride
+  const float* bias;            // [heads, bias_q, bias_k] or null
+  void* o;                      // [tokens_q, heads, head_dim] dense
   const int32_t* cu_seqlens_q;  // [batch + 1]; null: every sequence has rows_per_batch tokens, of which len_q attend
   const int32_t* cu_seqlens_k;  // [batch + 1]; null where paged or uniform
   const int32_t* block_table;   // [batch, max_blocks]; null: keys are dense

@@ -2,9 +2,9 @@
 // see, block by block. Serves the varlen op and the prefill rows of the paged op.
 //
 // One K and one V tile in shared memory, as in FlashAttention-2: V of a block is under way while its scores are formed,
-// K of the next block while p·v is; two barriers per block. Fragments of q stay in registers. Blocks wholly visible to a
-// warp run without masks; of others only the groups of 16 keys up to its last visible one are computed.
-// Traffic: q and o once; K and V once per 16 · warps rows, mostly from L2.
+// K of the next block while p·v is; two barriers per block. Fragments of q stay in registers. Blocks wholly visible to
+// a warp run without masks; of others only the groups of 16 keys up to its last visible one are computed. Traffic: q
+// and o once; K and V once per 16 · warps rows, mostly from L2.
 #pragma once
 
 #include "attention_problem.cuh"
@@ -100,9 +100,7 @@ struct WarpRows {
 
 QF_DEVICE WarpRows warp_rows(const AttentionProblem& p, const RowTile& tile, int32_t warp_first) {
   const int32_t last_row = tile.rows - 1;
-  auto range = [&](int32_t row) {
-    return visible_keys(p, tile.sequence, (row < last_row ? row : last_row) / p.group);
-  };
+  auto range = [&](int32_t row) { return visible_keys(p, tile.sequence, (row < last_row ? row : last_row) / p.group); };
   const int32_t g = static_cast<int32_t>(threadIdx.x) % 32 / 4;
   const KeyRange first = range(warp_first), last = range(warp_first + 15);
   return {{range(warp_first + g), range(warp_first + g + 8)}, last.begin, first.end, last.end};

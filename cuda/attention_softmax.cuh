@@ -1,13 +1,13 @@
 // The softmax of the tensor-core attention kernels, one block of 64 keys at a time, in registers.
 //
-// A block is summed up on its own: m = max of its scores, p = 2^(score - m), l = sum of p, o = p · v, and joins what came
-// before by merge(): a chain over the blocks of a sequence in ascending order. Unlike the running-maximum form, no block
-// needs its predecessors before it joins the chain, so decode may give the blocks of one row to different warps and CTAs
-// and still carry out, operation by operation, the chain that prefill carries out in registers: equal bits. A block
-// that a row does not see joins as (-inf, 0, 0), which changes nothing.
-// Scores are in units of log2 from here on: scale * log2(e) is folded into the fma that feeds ex2. Sums are taken in
-// f32 before p is rounded to 16 bits. mul_rn keeps the compiler from fusing a product into a sum in one kernel and not in
-// the other. Source: Milakov and Gimelshein 2018; Dao 2023 (FlashAttention-2).
+// A block is summed up on its own: m = max of its scores, p = 2^(score - m), l = sum of p, o = p · v, and joins what
+// came before by merge(): a chain over the blocks of a sequence in ascending order. Unlike the running-maximum form, no
+// block needs its predecessors before it joins the chain, so decode may give the blocks of one row to different warps
+// and CTAs and still carry out, operation by operation, the chain that prefill carries out in registers: equal bits. A
+// block that a row does not see joins as (-inf, 0, 0), which changes nothing. Scores are in units of log2 from here on:
+// scale * log2(e) is folded into the fma that feeds ex2. Sums are taken in f32 before p is rounded to 16 bits. mul_rn
+// keeps the compiler from fusing a product into a sum in one kernel and not in the other. Source: Milakov and
+// Gimelshein 2018; Dao 2023 (FlashAttention-2).
 #pragma once
 
 #include "attention_problem.cuh"

@@ -21,10 +21,10 @@ struct TileShape {
   static constexpr int kChunks = kHeadDim / 8;
   static constexpr bool kSwizzled = kChunks % 8 == 0;
   static constexpr int kPitchChunks = kSwizzled ? kChunks : kChunks | 1;
-  static constexpr int kPitch = kPitchChunks * 8;  // elements
-  static constexpr int kSteps16 = kHeadDim / 16;   // k16 steps of q·k
+  static constexpr int kPitch = kPitchChunks * 8;     // elements
+  static constexpr int kSteps16 = kHeadDim / 16;      // k16 steps of q·k
   static constexpr bool kStep8 = kHeadDim % 16 != 0;  // one k8 step after them
-  static constexpr int kTiles8 = kHeadDim / 8;     // n8 tiles of p·v
+  static constexpr int kTiles8 = kHeadDim / 8;        // n8 tiles of p·v
 };
 
 // Element offset of chunk `chunk` of row `row`.
@@ -113,7 +113,8 @@ QF_DEVICE void score_pair(Shared<T> keys, const QueryFragments<kHeadDim>& q, flo
   }
 }
 
-// sum[n] += p · v of 16 keys for kTiles n8 tiles of the head from tile `first` on; row: the first of the 16 in `values`.
+// sum[n] += p · v of 16 keys for kTiles n8 tiles of the head from tile `first` on; row: the first of the 16 in
+// `values`.
 template <int kHeadDim, int kTiles, class T>
 QF_DEVICE void value_pair(Shared<T> values, int32_t row, const uint32_t (&p)[4], int first, float (&sum)[kTiles][4]) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;

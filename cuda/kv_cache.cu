@@ -36,8 +36,8 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kThreads, 1) kv_append_kernel(AppendProblem p) {
     if (threadIdx.x == 0 && keys) report_fault(p.fault, kFaultSlotOutOfRange);
     return;
   }
-  const Global<const T> from = Global<const T>(static_cast<const T*>(keys ? p.k : p.v)) +
-                               token * (keys ? p.k_stride : p.v_stride);
+  const Global<const T> from =
+      Global<const T>(static_cast<const T*>(keys ? p.k : p.v)) + token * (keys ? p.k_stride : p.v_stride);
   const Global<C> to = Global<C>(static_cast<C*>(keys ? p.k_cache : p.v_cache)) + static_cast<int64_t>(slot) * p.width;
   for (int32_t i = static_cast<int32_t>(threadIdx.x) * N; i < p.width; i += kThreads * N) {
     const Vec<T, N> values = from.template load_vec<N>(i);
@@ -52,8 +52,16 @@ bool is_aligned(const void* ptr, size_t bytes) { return reinterpret_cast<uintptr
 
 template <class T, class C>
 QfStatus launch_append(DeviceContext& context, const QfKvAppend& a) {
-  const AppendProblem p = {a.k,        a.v,        a.k_cache, a.v_cache, a.slot_mapping, context.fault(),
-                           a.k_stride, a.v_stride, a.slots,   static_cast<int32_t>(a.kv_heads * a.head_dim)};
+  const AppendProblem p = {a.k,
+                           a.v,
+                           a.k_cache,
+                           a.v_cache,
+                           a.slot_mapping,
+                           context.fault(),
+                           a.k_stride,
+                           a.v_stride,
+                           a.slots,
+                           static_cast<int32_t>(a.kv_heads * a.head_dim)};
   const bool vectors = p.width % 4 == 0 && a.k_stride % 4 == 0 && a.v_stride % 4 == 0 &&
                        is_aligned(a.k, 4 * sizeof(T)) && is_aligned(a.v, 4 * sizeof(T)) &&
                        is_aligned(a.k_cache, 4 * sizeof(C)) && is_aligned(a.v_cache, 4 * sizeof(C));

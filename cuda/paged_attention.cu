@@ -12,7 +12,8 @@ namespace qformer::cuda {
 QfStatus paged_attention(int32_t device, const QfPagedAttention* args) {
   const QfPagedAttention& a = *args;
   DeviceContext& context = context_of(device);
-  if (const QfStatus status = check_activation_dtype(context, "pagedAttention", a.dtype); status != QF_OK) return status;
+  if (const QfStatus status = check_activation_dtype(context, "pagedAttention", a.dtype); status != QF_OK)
+    return status;
   if (a.batch == 0 && a.tokens != 0) {
     return fail(QF_INVALID_ARGUMENT, "pagedAttention: no sequence holds the %lld tokens of q",
                 static_cast<long long>(a.tokens));

@@ -1,11 +1,11 @@
 // Attention over the paged cache on tensor cores, prefill and decode in one launch of a shape that depends on shapes
 // alone, so that a captured graph serves every step.
 //
-// Sequences with one new token are served by key blocks: `splits` CTAs per (sequence, kv head, 16 rows of the group) take
-// groups of one block per warp in turn. A context of up to kPagedWarps blocks is combined in shared memory; a longer one
-// leaves block partials in scratch, and the CTA that arrives last combines them. Longer sequences are served by rows. A
-// row's bits are the same either way and do not depend on `splits`: see attention_softmax.cuh.
-// Traffic: K and V once for decode; scratch 2 · head_dim · 4 bytes per row and 64 keys beyond that.
+// Sequences with one new token are served by key blocks: `splits` CTAs per (sequence, kv head, 16 rows of the group)
+// take groups of one block per warp in turn. A context of up to kPagedWarps blocks is combined in shared memory; a
+// longer one leaves block partials in scratch, and the CTA that arrives last combines them. Longer sequences are served
+// by rows. A row's bits are the same either way and do not depend on `splits`: see attention_softmax.cuh. Traffic: K
+// and V once for decode; scratch 2 · head_dim · 4 bytes per row and 64 keys beyond that.
 #pragma once
 
 #include "attention_arrival.cuh"

@@ -1,5 +1,5 @@
-// The entry of the Q-Former's cross-attention block: scratch for the intermediate rows, and the choice between the fused
-// kernels (16-bit activations, head_dim 64) and the plain ones. The choice does not depend on the batch.
+// The entry of the Q-Former's cross-attention block: scratch for the intermediate rows, and the choice between the
+// fused kernels (16-bit activations, head_dim 64) and the plain ones. The choice does not depend on the batch.
 
 #include <climits>
 
@@ -16,8 +16,9 @@ bool is_aligned(const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 
 
 bool fits_fused_kernels(const QfQFormerCrossAttention& a) {
   const bool sixteen_bits = (a.dtype == QF_F16 || a.dtype == QF_BF16) && a.w_dtype == a.dtype;
-  return sixteen_bits && a.head_dim == 64 && a.keys > 0 && a.num_query > 0 && a.kv_stride % 8 == 0 && a.scale > 0.0f && is_aligned(a.x) &&
-         is_aligned(a.y) && is_aligned(a.wq) && is_aligned(a.wo) && is_aligned(a.k) && is_aligned(a.v);
+  return sixteen_bits && a.head_dim == 64 && a.keys > 0 && a.num_query > 0 && a.kv_stride % 8 == 0 && a.scale > 0.0f &&
+         is_aligned(a.x) && is_aligned(a.y) && is_aligned(a.wq) && is_aligned(a.wo) && is_aligned(a.k) &&
+         is_aligned(a.v);
 }
 
 size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -30,7 +31,8 @@ QfStatus qformer_cross_attention(int32_t device, const QfQFormerCrossAttention* 
   DeviceContext& context = context_of(device);
   if (const QfStatus status = check_activation_dtype(context, op, a.dtype); status != QF_OK) return status;
   if (a.batch == 0 || a.rows_per_batch == 0) return QF_OK;
-  if (a.batch * a.rows_per_batch > INT_MAX / 2 || a.batch * a.keys > INT_MAX / 2 || a.heads * a.head_dim > INT_MAX / 2) {
+  if (a.batch * a.rows_per_batch > INT_MAX / 2 || a.batch * a.keys > INT_MAX / 2 ||
+      a.heads * a.head_dim > INT_MAX / 2) {
     return fail(QF_UNSUPPORTED, "%s: %lld rows and %lld keys are more than one call takes", op,
                 static_cast<long long>(a.batch * a.rows_per_batch), static_cast<long long>(a.batch * a.keys));
   }

@@ -3,12 +3,12 @@
 //
 // project_attend: a CTA per (16 queries, head, image). Each warp starts its stream of keys, then forms 8 columns of
 // q = x · wqᵀ + bq; then the warps share out the key blocks (attention_keys.cuh) and chain their results. q and scores
-// never leave the CTA. project_normalize: a CTA per (16 rows, 64 columns) forms o · woᵀ + bo + x; the CTA that completes
-// 16 rows normalises them.
-// Both projections read weights and rows straight from global memory into fragments, 16 bytes a lane: the k order of a
-// product is free as long as both operands keep it, so lane t of a quad takes 8 consecutive columns as its share of two
-// k16 steps. Traffic at 768 columns: 98 KB of weights per CTA of either kernel, 66 KB of keys and values; x and o once
-// per CTA. Registers sm_80 / sm_90, no spills: see QF_LAUNCH_BOUNDS; shared memory 57 KB and 0.
+// never leave the CTA. project_normalize: a CTA per (16 rows, 64 columns) forms o · woᵀ + bo + x; the CTA that
+// completes 16 rows normalises them. Both projections read weights and rows straight from global memory into fragments,
+// 16 bytes a lane: the k order of a product is free as long as both operands keep it, so lane t of a quad takes 8
+// consecutive columns as its share of two k16 steps. Traffic at 768 columns: 98 KB of weights per CTA of either kernel,
+// 66 KB of keys and values; x and o once per CTA. Registers sm_80 / sm_90, no spills: see QF_LAUNCH_BOUNDS; shared
+// memory 57 KB and 0.
 #pragma once
 
 #include "attention_arrival.cuh"
@@ -20,15 +20,16 @@ namespace qformer::cuda {
 constexpr int kBlockWarps = 8, kBlockThreads = 32 * kBlockWarps;
 constexpr int kBlockHeadDim = 64;  // 8 columns per warp
 
-// 16 rows times 8 columns of x · wᵀ for one warp. Rows lane / 4 and lane / 4 + 8 start at rows[0] and rows[1] of x (zeros
-// where negative), the columns' weights at w, `hidden` (a multiple of 64) apart. Four accumulators take turns over the k16
-// steps and are added at the end.
+// 16 rows times 8 columns of x · wᵀ for one warp. Rows lane / 4 and lane / 4 + 8 start at rows[0] and rows[1] of x
+// (zeros where negative), the columns' weights at w, `hidden` (a multiple of 64) apart. Four accumulators take turns
+// over the k16 steps and are added at the end.
 template <class T>
 QF_DEVICE void project_tile(Global<const T> x, const int64_t (&rows)[2], Global<const T> w, int32_t hidden,
                             float (&out)[4]) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
   const int32_t own = lane % 4 * 8;  // of every 32 columns
-  const Global<const uint32_t> weights = (w + (static_cast<int64_t>(lane / 4) * hidden + own)).template as<const uint32_t>();
+  const Global<const uint32_t> weights =
+      (w + (static_cast<int64_t>(lane / 4) * hidden + own)).template as<const uint32_t>();
   const Global<const uint32_t> low = (x + ((rows[0] < 0 ? 0 : rows[0]) + own)).template as<const uint32_t>();
   const Global<const uint32_t> high = (x + ((rows[1] < 0 ? 0 : rows[1]) + own)).template as<const uint32_t>();
   float sums[4][4] = {};
@@ -185,7 +186,8 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kBlockThreads, 1) project_normalize_kernel(QForm
     if (rows[half] < 0) continue;
     float low, high;
     unpack2<T>(x.load((outer_row(block, first + lane / 4 + 8 * half) * block.hidden + own) / 2), low, high);
-    const Vec<float, 2> result = {{sum[2 * half] + bias.load(own) + low, sum[2 * half + 1] + bias.load(own + 1) + high}};
+    const Vec<float, 2> result = {
+        {sum[2 * half] + bias.load(own) + low, sum[2 * half + 1] + bias.load(own + 1) + high}};
     Global<float>(block.sum).template store_vec<2>(rows[half] + own, result);
   }
   if (!arrive_last(Global<int32_t>(block.arrivals) + blockIdx.x, column_tiles, flag)) return;

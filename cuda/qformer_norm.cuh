@@ -1,5 +1,6 @@
 // The last step of the Q-Former's cross-attention block: layer norm of one row by one warp, and the rows that only pass
-// through. Mean and variance in two passes over the row, which lies in L1 or L2; a lane takes columns lane, lane + 32, ….
+// through. Mean and variance in two passes over the row, which lies in L1 or L2; a lane takes columns lane, lane + 32,
+// ….
 #pragma once
 
 #include "prims/global.h"

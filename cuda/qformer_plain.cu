@@ -1,8 +1,8 @@
 // The Q-Former's cross-attention block for everything the fused kernels do not take: f32 activations, other head sizes.
 // Four launches over compact rows, only those that attend: projection, plain attention, projection with residual, norm.
 //
-// The projection is a plain tiled product: 16 rows by 64 columns per CTA, 32 columns of k at a time through shared memory,
-// four outputs a thread, each one chain of fmas along k. Traffic: weights once per 16 rows.
+// The projection is a plain tiled product: 16 rows by 64 columns per CTA, 32 columns of k at a time through shared
+// memory, four outputs a thread, each one chain of fmas along k. Traffic: weights once per 16 rows.
 
 #include <type_traits>
 
@@ -18,13 +18,13 @@ constexpr int kRows = 16, kColumns = 64, kDepth = 32, kThreads = 256;
 constexpr int kPitch = kDepth + 1;
 
 struct Projection {
-  const void* x;       // rows of T
-  const void* w;       // [hidden, hidden] of W
-  const float* bias;   // [hidden]
+  const void* x;         // rows of T
+  const void* w;         // [hidden, hidden] of W
+  const float* bias;     // [hidden]
   const void* residual;  // like the block's x, or null
-  void* y;             // [rows, hidden] of Y
-  int32_t outer_x;     // 1: row r of x is outer_row(r), 0: x is compact
-  int32_t round_x;     // 1: x is rounded to bf16 first (QF_MATH_BF16)
+  void* y;               // [rows, hidden] of Y
+  int32_t outer_x;       // 1: row r of x is outer_row(r), 0: x is compact
+  int32_t round_x;       // 1: x is rounded to bf16 first (QF_MATH_BF16)
 };
 
 // Grid: tiles of rows, tiles of columns.

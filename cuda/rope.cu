@@ -1,8 +1,8 @@
-// Rotary position embedding (rotate-half form) of packed tokens. One CTA per token: it takes the sines and cosines of the
-// token's angle once into shared memory and turns all heads by them, four columns a thread at a time where rows allow.
-// The angle is position * inv_freq in f32 and its sine and cosine are the accurate ones: positions reach thousands of
-// radians, where the fast approximations are wrong in the second digit. Traffic: x read once, y written once.
-// Source: Su et al. 2021; the pairing is Hugging Face's rotate_half.
+// Rotary position embedding (rotate-half form) of packed tokens. One CTA per token: it takes the sines and cosines of
+// the token's angle once into shared memory and turns all heads by them, four columns a thread at a time where rows
+// allow. The angle is position * inv_freq in f32 and its sine and cosine are the accurate ones: positions reach
+// thousands of radians, where the fast approximations are wrong in the second digit. Traffic: x read once, y written
+// once. Source: Su et al. 2021; the pairing is Hugging Face's rotate_half.
 
 #include <climits>
 
@@ -62,9 +62,12 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kThreads, 1) rope_kernel(RopeProblem p) {
 
 template <class T>
 QfStatus launch_rope(DeviceContext& context, const QfRope& a) {
-  const RopeProblem p = {a.x,        a.positions,
-                         a.inv_freq, a.y,
-                         a.x_stride, static_cast<int32_t>(a.heads),
+  const RopeProblem p = {a.x,
+                         a.positions,
+                         a.inv_freq,
+                         a.y,
+                         a.x_stride,
+                         static_cast<int32_t>(a.heads),
                          static_cast<int32_t>(a.head_dim / 2)};
   constexpr uintptr_t kBytes = 4 * sizeof(T);
   const bool vectors = p.half % 4 == 0 && a.x_stride % 4 == 0 && reinterpret_cast<uintptr_t>(a.x) % kBytes == 0 &&

@@ -44,7 +44,8 @@ inline std::vector<double> reference_attention(const ReferenceProblem& p, const 
       for (int64_t j = 0; j < p.len_k; ++j) {
         double score = 0.0;
         for (int64_t d = 0; d < p.head_dim; ++d) {
-          score += static_cast<double>(q[(i * p.heads + h) * p.head_dim + d]) * k[(j * p.kv_heads + kv) * p.head_dim + d];
+          score +=
+              static_cast<double>(q[(i * p.heads + h) * p.head_dim + d]) * k[(j * p.kv_heads + kv) * p.head_dim + d];
         }
         score *= p.scale;
         if (p.bias != nullptr) score += p.bias[(h * p.bias_q + i) * p.bias_k + j];

@@ -122,8 +122,9 @@ void check(const Batch& batch, const char* what) {
   if (outcome.status != QF_OK) fail(__FILE__, __LINE__, std::string(what) + ": " + backend().last_error());
   const double difference = max_difference(outcome.o, outcome.expected);
   if (difference <= attention_tolerance(batch.dtype)) return;
-  fail(__FILE__, __LINE__, std::string(what) + " " + qf_dtype_name(batch.dtype) + " head_dim " +
-                               std::to_string(batch.head_dim) + ": off by " + std::to_string(difference));
+  fail(__FILE__, __LINE__,
+       std::string(what) + " " + qf_dtype_name(batch.dtype) + " head_dim " + std::to_string(batch.head_dim) +
+           ": off by " + std::to_string(difference));
 }
 
 }  // namespace

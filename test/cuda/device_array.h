@@ -20,9 +20,7 @@ inline const QfBackend& backend() { return *qformer_backend(QF_BACKEND_ABI); }
 template <class V>
 class DeviceArray {
  public:
-  explicit DeviceArray(size_t count) : count_(count) {
-    CHECK_EQ(backend().alloc(0, capacity(), &data_), QF_OK);
-  }
+  explicit DeviceArray(size_t count) : count_(count) { CHECK_EQ(backend().alloc(0, capacity(), &data_), QF_OK); }
   DeviceArray(const std::vector<V>& values) : DeviceArray(values.size()) { write(values); }
   ~DeviceArray() { backend().free(0, data_, capacity()); }
   DeviceArray(const DeviceArray&) = delete;
