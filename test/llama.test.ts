@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { LanguageModel, VisionLanguageModel } from '../lib/models/model.js';
 import type { Llama } from '../lib/models/llama.js';
 import { rotaryFrequencies } from '../lib/nn/rotary.js';
-import { record, scope, Tensor } from '../lib/tensor/index.js';
+import { ops, record, scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import {
   argMax,
@@ -62,6 +62,38 @@ describe('llama-gqa-tiny (8 query heads on 2 kv heads, bf16 weights)', () => {
         expectClose(last, expected.subarray(layer * 128, (layer + 1) * 128), HIDDEN, `LLaMA layer ${layer}`);
         if (layer < layers.length) x = layers[layer]!.forward(x, batch, layer);
       }
+    });
+  });
+
+  it('computes in five ops per layer what the separate ops compute, bit for bit', () => {
+    scope(() => {
+      const layer = (llama as Llama).layers[1]!;
+      const { numHeads, numKvHeads, headDim } = layer.config;
+      const x = prompt('long')().slice(0, 0, 23);
+      const [fused, apart] = [0, 1].map(() => new PagedSequences(llama, 1, 23).next([23]));
+      const y = layer.forward(x, fused!, 1);
+
+      const normed = layer.inputLayernorm.forward(x);
+      const heads = (t: Tensor, count: number) => t.reshape([23, count, headDim]);
+      const turned = (t: Tensor) => ops.rope(t, apart!.positions, layer.invFreq.tensor);
+      const { k, v } = apart!.kvCache.layers[1]!;
+      ops.kvAppend(
+        turned(heads(layer.kProj.forward(normed), numKvHeads)),
+        heads(layer.vProj.forward(normed), numKvHeads),
+        k,
+        v,
+        apart!.slotMapping,
+      );
+      const attended = ops.pagedAttention(turned(heads(layer.qProj.forward(normed), numHeads)), k, v, {
+        ...apart!,
+        scale: headDim ** -0.5,
+      });
+      const hidden = layer.oProj.forward(attended.reshape([23, numHeads * headDim]), { residual: x });
+      const after = layer.postAttentionLayernorm.forward(hidden);
+      const inner = ops.gatedLinear(after, layer.gateProj.weight.tensor, layer.upProj.weight.tensor);
+      expectSameBits(y.toFloat32(), layer.downProj.forward(inner, { residual: hidden }).toFloat32());
+      expectSameBits(fused!.kvCache.layers[1]!.k.toFloat32(), k.toFloat32(), 'keys');
+      expectSameBits(fused!.kvCache.layers[1]!.v.toFloat32(), v.toFloat32(), 'values');
     });
   });
 

@@ -13,6 +13,7 @@ import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.j
 /** A source that fills what is declared with sines of different phase; tensors belong to the scope around. */
 class SineSource implements ParameterSource {
   readonly math = 'f32';
+  readonly activations = 'f32';
   readonly declared: [name: string, shape: readonly number[]][] = [];
 
   matrix(name: string, shape: readonly number[]): Parameter {
@@ -35,6 +36,18 @@ class SineSource implements ParameterSource {
   }
 
   constant(name: string, _values: Float32Array, shape: readonly number[]): Parameter {
+    return this.matrix(name, shape);
+  }
+
+  stackedMatrix(names: readonly string[], [rows, ...rest]: readonly number[]): Parameter {
+    return this.matrix(names.join('+'), [names.length * rows!, ...rest]);
+  }
+
+  stackedVector(names: readonly string[], shape: readonly number[]): Parameter {
+    return this.stackedMatrix(names, shape);
+  }
+
+  derived(name: string, shape: readonly number[]): Parameter {
     return this.matrix(name, shape);
   }
 

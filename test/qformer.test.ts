@@ -9,7 +9,7 @@ import type { Blip2 } from '../lib/models/blip2.js';
 import { QFormer, type QFormerMask } from '../lib/models/qformer.js';
 import { Weights } from '../lib/models/weights.js';
 import { runLayers } from '../lib/nn/sequences.js';
-import { scope, Tensor } from '../lib/tensor/index.js';
+import { ops, scope, Tensor } from '../lib/tensor/index.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { loadForTest } from './support/models.js';
 
@@ -46,7 +46,7 @@ describe('an instruction-aware Q-Former', () => {
       };
       check(input.hidden, 0);
       runLayers(input.hidden, model.qformer.layers, (layer, h, i) =>
-        check(layer.forward(h, input.layout, features, 'itm'), i + 1),
+        check(layer.forward(h, input.layout, input.imageKeys[i], 'itm'), i + 1),
       );
     });
   });
@@ -217,6 +217,48 @@ describe('a Q-Former without text', () => {
       expectClose(output.queries!.toFloat32(), goldens.floats('qformer_last_hidden_state'), HIDDEN, 'Q-Former');
       const projected = model.imageTokens(features, 2);
       expectClose(projected.toFloat32(), goldens.floats('language_projection'), HIDDEN, 'language projection');
+    });
+  });
+
+  it('gives the same bits with its image-independent prefix computed before and in the pass', () => {
+    scope(() => {
+      const queries = model.queryTokens.tensor.reshape([5, 24]);
+      const features = tensor(goldens, 'vision_last_hidden_state');
+      const plain = model.qformer.forward({ queries, features, batch: 2 });
+      const prefix = model.queryPrefix.tensor;
+      const begun = model.qformer.forward({ queries, prefix, features, batch: 2 });
+      expectSameBits(begun.queries!.toFloat32(), plain.queries!.toFloat32());
+      expectSameBits(prefix.toFloat32(), model.qformer.prefix(queries).toFloat32());
+      // an unused prefix would make the test pass too
+      const other = model.qformer.forward({ queries, prefix: Tensor.zeros([5, 24]), features, batch: 2 });
+      expect(other.queries!.toFloat32()).not.toEqual(plain.queries!.toFloat32());
+    });
+  });
+
+  it('gives every cross-attention the keys and values of a product of its own, bit for bit', () => {
+    scope(() => {
+      const file = new Goldens('generated', 'blip2-llama-tiny', 'model.safetensors');
+      const features = tensor(goldens, 'vision_last_hidden_state');
+      const queries = model.queryTokens.tensor.reshape([5, 24]);
+      const { imageKeys } = model.qformer.embed({ queries, features, batch: 2 });
+      expect(imageKeys.map((keys) => keys !== undefined)).toEqual(
+        model.qformer.layers.map(({ crossattention }) => crossattention !== undefined),
+      );
+      imageKeys.forEach((keys, layer) => {
+        if (keys === undefined) return;
+        for (const [part, name] of [
+          [keys.k, 'key'],
+          [keys.v, 'value'],
+        ] as const) {
+          const prefix = `qformer.encoder.layer.${layer}.crossattention.attention.${name}`;
+          const stored = (suffix: string) => {
+            const { shape } = file.get(`${prefix}.${suffix}`);
+            return Tensor.fromArray(file.floats(`${prefix}.${suffix}`), shape);
+          };
+          const alone = ops.linear(features, stored('weight'), { bias: stored('bias') });
+          expectSameBits(part.contiguous().toFloat32(), alone.toFloat32(), prefix);
+        }
+      });
     });
   });
 

@@ -9,7 +9,7 @@ import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { createModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { ANY, Parameter } from '../lib/nn/parameter.js';
-import { liveTensors } from '../lib/tensor/index.js';
+import { liveTensors, ops } from '../lib/tensor/index.js';
 import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { withEditedCheckpoint, type Header } from './support/models.js';
 
@@ -152,6 +152,46 @@ describe('loading', () => {
       weights.dispose();
     },
   );
+
+  it('puts stacked tensors behind each other, and derives what is computed from them', async () => {
+    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), CPU);
+    const names = ['k_proj', 'v_proj'].map((name) => `model.layers.0.self_attn.${name}.weight`);
+    const stack = weights.stackedMatrix(names, [32, 128]);
+    const norms = weights.stackedVector(['model.layers.1.input_layernorm.weight', 'model.norm.weight'], [128]);
+    const sum = weights.derived('sum', [64, 128], () => ops.add(stack.tensor.cast('f32'), stack.tensor.cast('f32')));
+    weights.ignore('model.');
+    weights.ignore('lm_head.weight');
+    await weights.load();
+    expect(stack.tensor.shape).toEqual([64, 128]);
+    expect(stack.tensor.dtype).toBe('bf16');
+    const values = Float32Array.of(...names.flatMap((name) => [...goldens.floats(name)]));
+    expectSameBits(stack.tensor.toFloat32(), values);
+    expect(norms.tensor.dtype).toBe('f32');
+    expectSameBits(norms.tensor.toFloat32().slice(128), goldens.floats('model.norm.weight'));
+    expectSameBits(
+      sum.tensor.toFloat32(),
+      values.map((value) => 2 * value),
+    );
+    weights.dispose();
+    expect(() => sum.tensor).toThrow(expect.objectContaining({ code: 'INTERNAL' }));
+  });
+
+  it('names a missing part of a stack and one of another shape', () => {
+    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), CPU);
+    weights.stackedMatrix(['model.norm.weight', 'model.none.weight'], [32, 128]);
+    weights.ignore('model.layers.');
+    weights.ignore('model.embed_tokens.');
+    weights.ignore('lm_head.weight');
+    expect(() => weights.check()).toThrow(
+      expect.objectContaining({
+        details: {
+          missing: ['model.none.weight'],
+          surplus: [],
+          mismatched: ['model.norm.weight is [128], must be [32, 128]'],
+        },
+      }),
+    );
+  });
 
   it('reports progress up to the bytes of the declared tensors', async () => {
     const { weights } = partial('auto');

@@ -88,6 +88,7 @@ export function writeSyntheticModel(tokenizers: string): { dir: string; remove: 
 /** Collects what modules declare instead of loading it. */
 class Declarations implements ParameterSource {
   readonly math = 'f32';
+  readonly activations = 'f32';
   readonly shapes = new Map<string, number[]>();
 
   matrix(name: string, shape: readonly number[]): Parameter {
@@ -102,8 +103,14 @@ class Declarations implements ParameterSource {
   constant(name: string, _values: Float32Array, shape: readonly number[]): Parameter {
     return new Parameter(name, shape);
   }
-  has(): boolean {
-    return true;
+  stackedMatrix(names: readonly string[], shape: readonly number[]): Parameter {
+    return names.map((name) => this.matrix(name, shape))[0]!;
+  }
+  stackedVector(names: readonly string[], shape: readonly number[]): Parameter {
+    return this.stackedMatrix(names, shape);
+  }
+  derived(name: string, shape: readonly number[]): Parameter {
+    return new Parameter(name, shape);
   }
   ignore(): void {}
 }

@@ -43,6 +43,7 @@ export function decodeStepCases(smoke: boolean): Case[] {
 /** Parameters with random values, for modules that are measured without a checkpoint. */
 class RandomParameters implements ParameterSource {
   readonly math = 'f32';
+  readonly activations = 'f32';
   readonly tensors: Tensor[] = [];
 
   constructor(
@@ -60,8 +61,14 @@ class RandomParameters implements ParameterSource {
   constant(name: string, values: Float32Array, shape: readonly number[]): Parameter {
     return this.#own(name, shape, keep(Tensor.fromArray(values, shape)));
   }
-  has(): boolean {
-    return true;
+  stackedMatrix(names: readonly string[], [rows, ...rest]: readonly number[]): Parameter {
+    return this.matrix(names.join('+'), [names.length * rows!, ...rest]);
+  }
+  stackedVector(names: readonly string[], [rows]: readonly number[]): Parameter {
+    return this.vector(names.join('+'), [names.length * rows!]);
+  }
+  derived(name: string, shape: readonly number[], compute: () => Tensor): Parameter {
+    return this.#own(name, shape, keep(compute()));
   }
   ignore(): void {}
 

@@ -9,6 +9,10 @@
 #include "runtime/capture.h"
 #include "runtime/staging.h"
 
+#ifdef QF_EMULATED
+#include "emulator/launch.h"
+#endif
+
 namespace qformer::cuda {
 namespace {
 
@@ -183,6 +187,9 @@ QfStatus DeviceContext::scratch(size_t bytes, void** out) {
     if (const QfStatus status = device.memory.allocate(*this, grown, &workspace_); status != QF_OK) return status;
     workspace_bytes_ = grown;
   }
+#ifdef QF_EMULATED
+  if (workspace_ != nullptr) emulator::lease(workspace_, bytes);  // exact bounds, and nothing left of the op before
+#endif
   *out = workspace_;
   return QF_OK;
 }

@@ -4,9 +4,11 @@
 import { cpus } from 'node:os';
 import { QFormerError, describe } from '../errors.js';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
+import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
 import { Weights } from '../models/weights.js';
+import type { Activations } from '../nn/parameter.js';
 import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
 import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
@@ -49,7 +51,7 @@ export async function loadEngine(
   });
   const disposers = [() => model.dispose()];
   try {
-    const loaded = assemble(options, limits, checkpoint, model, device, disposers);
+    const loaded = assemble(options, limits, checkpoint, model, weights.activations, device, disposers);
     onProgress?.({ phase: 'ready', loaded: checkpoint.bytes, total: checkpoint.bytes });
     return { ...loaded, prompts, dispose: () => disposeAll(disposers) };
   } catch (error) {
@@ -69,12 +71,13 @@ function assemble(
   limits: Limits,
   checkpoint: Checkpoint,
   model: VisionLanguageModel,
+  activations: Activations,
   device: DeviceInfo,
   disposers: (() => void)[],
 ): Pick<LoadedEngine, 'engine' | 'info' | 'stats'> {
   const kvPool = new KvPool(model.languageModel, {
     device: device.name,
-    dtype: options.kvCacheDtype ?? 'f32',
+    dtype: options.kvCacheDtype ?? activations,
     ...(options.kvCacheTokens !== undefined && { tokens: options.kvCacheTokens }),
     maxBatchSize: limits.maxBatchSize,
     maxBytes: device.freeMemory * KV_SHARE,
@@ -104,19 +107,22 @@ function assemble(
     blocksTotal: numBlocks,
     liveTensors: liveTensors(),
   });
-  return { engine, stats, info: describeEngine(options, limits, checkpoint, device, kvPool, engine) };
+  return { engine, stats, info: describeEngine(options, limits, checkpoint, activations, device, kvPool, engine) };
 }
 
 function describeEngine(
   options: EngineOptions,
   limits: Limits,
-  { config, generation, bytes, tensors }: Checkpoint,
+  checkpoint: Checkpoint,
+  activations: Activations,
   device: DeviceInfo,
   kvPool: KvPool,
   engine: Engine,
 ): EngineInfo {
-  const largest = [...tensors.values()].reduce((best, entry) => (entry.bytes > best.bytes ? entry : best));
+  const { config, generation, bytes } = checkpoint;
   const { dtype = 'auto' } = options;
+  const weightsDtype =
+    activations !== 'f32' ? activations : dtype === 'auto' ? storedDtype(checkpoint).toLowerCase() : dtype;
   return {
     dir: options.dir,
     modelType: config.modelType,
@@ -126,7 +132,7 @@ function describeEngine(
     deviceName: device.device,
     level: device.level,
     threads: device.name === 'cpu' ? getThreads() : cpus().length,
-    dtype: dtype === 'auto' ? largest.dtype.toLowerCase() : dtype,
+    dtype: weightsDtype,
     weightBytes: bytes,
     kvCacheTokens: kvPool.numBlocks * kvPool.blockSize,
     kvCacheBytes: kvPool.bytes,

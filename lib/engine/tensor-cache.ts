@@ -1,6 +1,6 @@
 // A cache of tensors bounded by bytes: the least recently used ones are disposed when a new one needs the room.
 
-import { keep, type Tensor } from '../tensor/index.js';
+import { dtypeSize, keep, type Tensor } from '../tensor/index.js';
 
 /** Owns the tensors put into it. */
 export class TensorCache {
@@ -23,9 +23,9 @@ export class TensorCache {
     return entry.tensor;
   }
 
-  /** Takes an f32 tensor over from the current scope, or leaves it there when it alone exceeds the bound. Returns it. */
+  /** Takes a tensor over from the current scope, or leaves it there when it alone exceeds the bound. Returns it. */
   set(key: string, tensor: Tensor): Tensor {
-    const bytes = tensor.size * 4;
+    const bytes = tensor.size * dtypeSize(tensor.dtype);
     if (bytes > this.maxBytes || this.#entries.has(key)) return tensor;
     for (const oldest of this.#entries.keys()) {
       if (this.#bytes + bytes <= this.maxBytes) break;

@@ -17,6 +17,8 @@ export class Blip2 implements VisionLanguageModel {
   readonly visionModel: VisionTransformer;
   readonly qformer: QFormer;
   readonly queryTokens: Parameter;
+  /** What the Q-Former computes of the queries before it looks at an image or a text. */
+  readonly queryPrefix: Parameter;
   readonly languageProjection: Linear;
   readonly #release: () => void;
 
@@ -35,6 +37,10 @@ export class Blip2 implements VisionLanguageModel {
     this.visionModel = new VisionTransformer(source, 'vision_model', vision);
     this.queryTokens = source.vector('query_tokens', [1, numQueryTokens, qformer.hiddenSize]);
     this.qformer = new QFormer(source, 'qformer', qformer, modelType);
+    const shape = [numQueryTokens, qformer.hiddenSize];
+    this.queryPrefix = source.derived('qformer.prefix', shape, () => {
+      return this.qformer.prefix(this.queryTokens.tensor.reshape(shape));
+    });
     this.languageProjection = new Linear(source, 'language_projection', qformer.hiddenSize, languageModel.hiddenSize);
   }
 
@@ -49,7 +55,13 @@ export class Blip2 implements VisionLanguageModel {
     }
     return scope(() => {
       const queries = this.queryTokens.tensor.reshape([numQueryTokens, config!.hiddenSize]);
-      const output = this.qformer.forward({ queries, features, batch, text: instructionIds });
+      const output = this.qformer.forward({
+        queries,
+        prefix: this.queryPrefix.tensor,
+        features,
+        batch,
+        text: instructionIds,
+      });
       return this.languageProjection.forward(output.queries!);
     });
   }

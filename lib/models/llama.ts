@@ -75,7 +75,7 @@ export class Llama implements LanguageModel {
   }
 
   logits(hidden: Tensor): Tensor {
-    return ops.linear(hidden, this.lmHead.tensor, { math: this.#math });
+    return ops.linear(hidden, this.lmHead.tensor, { math: this.#math, dtype: 'f32' });
   }
 
   // A tied head is the embedding table; a copy of it in the file is read by nobody.
@@ -86,7 +86,10 @@ export class Llama implements LanguageModel {
   }
 }
 
-/** One decoder layer: x + o_proj(attention(norm x)), then x + down(act(gate n) · up n) with n = norm x. */
+/**
+ * One decoder layer in five ops: x + o_proj(attention(norm x)), then x + down(act(gate n) · up n) with n = norm x. The norms are
+ * prologues of the products that read them; the first product also rotates, and writes the new keys and values to the cache.
+ */
 export class LlamaLayer {
   readonly inputLayernorm: RmsNorm;
   readonly postAttentionLayernorm: RmsNorm;
@@ -120,11 +123,11 @@ export class LlamaLayer {
     source.ignore(`${prefix}.self_attn.rotary_emb.inv_freq`);
   }
 
-  /** x: [t, hidden] f32 → [t, hidden] f32; `index` is the layer's place in the cache. */
+  /** x: [t, hidden] → [t, hidden]; `index` is the layer's place in the cache. */
   forward(x: Tensor, batch: BatchInputs, index: number): Tensor {
-    const attended = this.oProj.forward(this.#attention(this.inputLayernorm.forward(x), batch, index), { residual: x });
-    const normed = this.postAttentionLayernorm.forward(attended);
-    const inner = ops.gatedLinear(normed, this.gateProj.weight.tensor, this.upProj.weight.tensor, {
+    const attended = this.oProj.forward(this.#attention(x, batch, index), { residual: x });
+    const inner = ops.gatedLinear(attended, this.gateProj.weight.tensor, this.upProj.weight.tensor, {
+      norm: normOf(this.postAttentionLayernorm),
       activation: this.config.hiddenAct,
       math: this.gateProj.math,
     });
@@ -132,23 +135,34 @@ export class LlamaLayer {
   }
 
   #attention(x: Tensor, batch: BatchInputs, index: number): Tensor {
-    const { numHeads, numKvHeads, headDim } = this.config;
-    const tokens = x.shape[0]!;
+    const { numHeads, headDim } = this.config;
     const { k: kCache, v: vCache } = batch.kvCache.layers[index]!;
-    const q = this.#rotated(this.qProj.forward(x).reshape([tokens, numHeads, headDim]), batch);
-    const k = this.#rotated(this.kProj.forward(x).reshape([tokens, numKvHeads, headDim]), batch);
-    const v = this.vProj.forward(x).reshape([tokens, numKvHeads, headDim]);
-    ops.kvAppend(k, v, kCache, vCache, batch.slotMapping);
-    const heads = ops.pagedAttention(q, kCache, vCache, {
+    const [q, k, v] = [this.qProj, this.kProj, this.vProj].map(({ weight }) => weight.tensor) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const queries = ops.qkvAppend(
+      x,
+      { q, k, v },
+      {
+        norm: normOf(this.inputLayernorm),
+        positions: batch.positions,
+        invFreq: this.invFreq.tensor,
+        kCache,
+        vCache,
+        slotMapping: batch.slotMapping,
+        math: this.qProj.math,
+      },
+    );
+    const heads = ops.pagedAttention(queries, kCache, vCache, {
       cuSeqlensQ: batch.cuSeqlensQ,
       blockTable: batch.blockTable,
       contextLens: batch.contextLens,
       scale: headDim ** -0.5,
     });
-    return heads.reshape([tokens, numHeads * headDim]);
-  }
-
-  #rotated(x: Tensor, batch: BatchInputs): Tensor {
-    return ops.rope(x, batch.positions, this.invFreq.tensor);
+    return heads.reshape([x.shape[0]!, numHeads * headDim]);
   }
 }
+
+const normOf = ({ weight, eps }: RmsNorm): ops.Norm => ({ weight: weight.tensor, eps });

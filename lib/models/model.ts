@@ -27,7 +27,7 @@ export interface BatchInputs {
   kvCache: KvCache;
 }
 
-/** A causal language model over a paged cache. */
+/** A causal language model over a paged cache. Its hidden rows are of the activation dtype, f32 unless a GPU computes in 16 bits. */
 export interface LanguageModel {
   readonly numLayers: number;
   readonly numKvHeads: number;
@@ -37,11 +37,11 @@ export interface LanguageModel {
   readonly vocabSize: number;
   /** longest sequence the positions reach, in tokens */
   readonly maxPositions: number;
-  /** ids: [t] i32 → [t, hidden] f32 */
+  /** ids: [t] i32 → [t, hidden] */
   embed(ids: Tensor): Tensor;
-  /** inputsEmbeds: [t, hidden] f32 → [t, hidden] f32 after the final norm; writes the new keys and values to the cache */
+  /** inputsEmbeds: [t, hidden] → [t, hidden] after the final norm; writes the new keys and values to the cache */
   forward(inputsEmbeds: Tensor, batch: BatchInputs): Tensor;
-  /** hidden: [b, hidden] f32 → [b, vocab] f32 */
+  /** hidden: [b, hidden] → [b, vocab] f32 */
   logits(hidden: Tensor): Tensor;
 }
 
@@ -55,9 +55,9 @@ export interface EncodeImageOptions {
 export interface VisionLanguageModel {
   readonly config: ModelConfig;
   readonly languageModel: LanguageModel;
-  /** pixelValues: [b, 3, height, width] f32 → [b · image_tokens, vision_hidden] f32 */
+  /** pixelValues: [b, 3, height, width] f32 → [b · image_tokens, vision_hidden] */
   encodeImage?(pixelValues: Tensor, options?: EncodeImageOptions): Tensor;
-  /** features: [batch · image_tokens, vision_hidden] f32, one list of Q-Former ids per image → [batch · num_query, hidden] f32 */
+  /** features: [batch · image_tokens, vision_hidden], one list of Q-Former ids per image → [batch · num_query, hidden] */
   imageTokens?(features: Tensor, batch: number, instructionIds?: readonly (readonly number[])[]): Tensor;
   /** Frees the weights; the model cannot be used afterwards. */
   dispose(): void;

@@ -4,60 +4,55 @@
 import type { Activation, QFormerConfig } from '../io/config.js';
 import { Linear } from '../nn/linear.js';
 import { LayerNorm } from '../nn/norm.js';
-import type { ParameterSource } from '../nn/parameter.js';
+import type { Parameter, ParameterSource } from '../nn/parameter.js';
 import { ops, type Tensor } from '../tensor/index.js';
 import type { QFormerMask } from './qformer.js';
 import type { QFormerLayout } from './qformer-layout.js';
 
 const ATTENTION_MASK = { itc: 'itc', itg: 'itg', itm: 'full' } as const;
 
-/** Self-attention, cross-attention where `index` is a multiple of the frequency, and the feed-forwards. */
+/** Keys and values of the image for one cross-attention: [batch · image_tokens, heads, head_dim], views of one tensor. */
+export interface ImageKeys {
+  k: Tensor;
+  v: Tensor;
+}
+
+/** Self-attention, cross-attention where `crosses` says so, and the feed-forwards. */
 export class QFormerLayer {
   readonly attention: QFormerAttention;
-  readonly crossattention: QFormerAttention | undefined;
+  readonly crossattention: QFormerCrossAttention | undefined;
   readonly queryFeedForward: QFormerFeedForward;
   readonly textFeedForward: QFormerFeedForward | undefined;
 
-  constructor(source: ParameterSource, prefix: string, config: QFormerConfig, index: number) {
-    const { hiddenSize, encoderHiddenSize, crossAttentionFrequency, useTextInput } = config;
-    this.attention = new QFormerAttention(source, `${prefix}.attention`, config, hiddenSize);
-    if (index % crossAttentionFrequency === 0) {
-      this.crossattention = new QFormerAttention(source, `${prefix}.crossattention`, config, encoderHiddenSize);
-    }
+  constructor(source: ParameterSource, prefix: string, config: QFormerConfig, crosses: boolean) {
+    this.attention = new QFormerAttention(source, `${prefix}.attention`, config);
+    if (crosses) this.crossattention = new QFormerCrossAttention(source, `${prefix}.crossattention`, config);
     this.queryFeedForward = new QFormerFeedForward(source, prefix, '_query', config);
-    if (useTextInput) this.textFeedForward = new QFormerFeedForward(source, prefix, '', config);
+    if (config.useTextInput) this.textFeedForward = new QFormerFeedForward(source, prefix, '', config);
   }
 
-  /** x: [rows, hidden] f32, features: [image rows, encoder_hidden] f32 → [rows, hidden] f32 */
-  forward(x: Tensor, layout: QFormerLayout, features: Tensor | undefined, mask: QFormerMask): Tensor {
-    const attended = this.attention.forward(x, x, {
-      cuSeqlensQ: layout.rows,
-      cuSeqlensK: layout.rows,
-      mask: ATTENTION_MASK[mask],
-      numQuery: layout.numQuery,
-    });
+  /** x: [rows, hidden] → [rows, hidden]; `image` where the layer crosses and there are queries */
+  forward(x: Tensor, layout: QFormerLayout, image: ImageKeys | undefined, mask: QFormerMask): Tensor {
+    return this.afterSelfAttention(this.selfAttention(x, layout, mask), layout, image);
+  }
+
+  /** The first part of `forward`, which no image touches. */
+  selfAttention(x: Tensor, layout: QFormerLayout, mask: QFormerMask): Tensor {
+    return this.attention.forward(x, layout.rows, ATTENTION_MASK[mask], layout.numQuery);
+  }
+
+  /** The rest of `forward`. */
+  afterSelfAttention(attended: Tensor, layout: QFormerLayout, image: ImageKeys | undefined): Tensor {
     const text = layout.textOf(attended);
     let queries = layout.queriesOf(attended);
     if (queries !== undefined && this.crossattention !== undefined) {
-      queries = this.crossattention.forward(queries, features!, {
-        cuSeqlensQ: layout.queryRows,
-        cuSeqlensK: layout.imageRows,
-        mask: 'full',
-      });
+      queries = this.crossattention.forward(queries, image!, layout.batch);
     }
     return layout.join(queries && this.queryFeedForward.forward(queries), text && this.textFeedForward!.forward(text));
   }
 }
 
-/** Which rows attend to which, as the attention op takes it. */
-interface AttentionRows {
-  cuSeqlensQ: Tensor;
-  cuSeqlensK: Tensor;
-  mask: 'full' | 'itc' | 'itg';
-  numQuery?: number;
-}
-
-/** norm(dense(attention(query x, key context, value context)) + x); context is x itself or the image. */
+/** norm(dense(attention(query x, key x, value x)) + x) */
 export class QFormerAttention {
   readonly query: Linear;
   readonly key: Linear;
@@ -66,28 +61,65 @@ export class QFormerAttention {
   readonly norm: LayerNorm;
   readonly #numHeads: number;
 
-  constructor(source: ParameterSource, prefix: string, config: QFormerConfig, contextSize: number) {
+  constructor(source: ParameterSource, prefix: string, config: QFormerConfig) {
     const { hiddenSize, numHeads, layerNormEps } = config;
     this.#numHeads = numHeads;
+    const linear = (name: string) => new Linear(source, `${prefix}.${name}`, hiddenSize, hiddenSize);
+    this.query = linear('attention.query');
+    this.key = linear('attention.key');
+    this.value = linear('attention.value');
+    this.dense = linear('output.dense');
+    this.norm = new LayerNorm(source, `${prefix}.output.LayerNorm`, hiddenSize, layerNormEps);
+  }
+
+  /** x: [rows, hidden], cu: [batch + 1] i32 → [rows, hidden] */
+  forward(x: Tensor, cu: Tensor, mask: 'full' | 'itc' | 'itg', numQuery: number): Tensor {
+    const [rows, hiddenSize] = x.shape as [number, number];
+    const headDim = hiddenSize / this.#numHeads;
+    const heads = (layer: Linear) => layer.forward(x).reshape([rows, this.#numHeads, headDim]);
+    const attended = ops.attention(heads(this.query), heads(this.key), heads(this.value), {
+      cuSeqlensQ: cu,
+      cuSeqlensK: cu,
+      mask,
+      numQuery,
+      scale: headDim ** -0.5,
+    });
+    return this.norm.forward(this.dense.forward(attended.reshape([rows, hiddenSize]), { residual: x }));
+  }
+}
+
+/** norm(dense(attention(query x, k, v)) + x) in one op; keys and values come from `QFormer.imageKeys`, for all layers at once. */
+export class QFormerCrossAttention {
+  readonly query: Linear;
+  readonly dense: Linear;
+  readonly norm: LayerNorm;
+  readonly #headDim: number;
+
+  constructor(source: ParameterSource, prefix: string, config: QFormerConfig) {
+    const { hiddenSize, numHeads, layerNormEps } = config;
+    this.#headDim = hiddenSize / numHeads;
     this.query = new Linear(source, `${prefix}.attention.query`, hiddenSize, hiddenSize);
-    this.key = new Linear(source, `${prefix}.attention.key`, contextSize, hiddenSize);
-    this.value = new Linear(source, `${prefix}.attention.value`, contextSize, hiddenSize);
     this.dense = new Linear(source, `${prefix}.output.dense`, hiddenSize, hiddenSize);
     this.norm = new LayerNorm(source, `${prefix}.output.LayerNorm`, hiddenSize, layerNormEps);
   }
 
-  /** x: [rows_q, hidden] f32, context: [rows_k, context_size] f32 → [rows_q, hidden] f32 */
-  forward(x: Tensor, context: Tensor, rows: AttentionRows): Tensor {
-    const hiddenSize = x.shape[1]!;
-    const headDim = hiddenSize / this.#numHeads;
-    const heads = (t: Tensor) => t.reshape([t.shape[0]!, this.#numHeads, headDim]);
-    const attended = ops.attention(
-      heads(this.query.forward(x)),
-      heads(this.key.forward(context)),
-      heads(this.value.forward(context)),
-      { ...rows, scale: headDim ** -0.5 },
-    );
-    return this.norm.forward(this.dense.forward(attended.reshape([x.shape[0]!, hiddenSize]), { residual: x }));
+  /** x: [batch · num_query, hidden] → [batch · num_query, hidden] */
+  forward(x: Tensor, { k, v }: ImageKeys, batch: number): Tensor {
+    const [rows, hiddenSize] = x.shape as [number, number];
+    const weights = ({ weight, bias }: { weight: Parameter; bias: Parameter | undefined }) => {
+      return { weight: weight.tensor, bias: bias!.tensor };
+    };
+    const numQuery = rows / batch;
+    return ops
+      .qformerCrossAttention(x.reshape([batch, numQuery, hiddenSize]), k, v, {
+        query: weights(this.query),
+        output: weights(this.dense),
+        norm: { ...weights(this.norm), eps: this.norm.eps },
+        numQuery,
+        scale: this.#headDim ** -0.5,
+        math: this.query.math,
+      })
+      .reshape([rows, hiddenSize]);
   }
 }
 
@@ -106,7 +138,7 @@ export class QFormerFeedForward {
     this.norm = new LayerNorm(source, `${prefix}.output${suffix}.LayerNorm`, hiddenSize, layerNormEps);
   }
 
-  /** x: [rows, hidden] f32 → [rows, hidden] f32 */
+  /** x: [rows, hidden] → [rows, hidden] */
   forward(x: Tensor): Tensor {
     const inner = this.intermediate.forward(x, { activation: this.#activation });
     return this.norm.forward(this.output.forward(inner, { residual: x }));

@@ -7,12 +7,10 @@ import { ops, Tensor } from '../tensor/index.js';
 
 /** Index tensors of one packed batch; they belong to the scope in which the layout was made. */
 export class QFormerLayout {
+  /** number of sequences */
+  readonly batch: number;
   /** [batch + 1] i32: all rows of each sequence */
   readonly rows: Tensor;
-  /** [batch + 1] i32: the query rows alone */
-  readonly queryRows: Tensor;
-  /** [batch + 1] i32: the image features of each sequence */
-  readonly imageRows: Tensor;
   readonly #query: Tensor | undefined;
   readonly #text: Tensor | undefined;
   readonly #total: number;
@@ -20,14 +18,11 @@ export class QFormerLayout {
   constructor(
     textLengths: readonly number[],
     readonly numQuery: number,
-    imageTokens: number,
     readonly device: string,
   ) {
-    const batch = textLengths.length;
+    this.batch = textLengths.length;
     const lengths = textLengths.map((length) => numQuery + length);
     this.rows = cuSeqlens(lengths, device);
-    this.queryRows = cuSeqlens(new Array<number>(batch).fill(numQuery), device);
-    this.imageRows = cuSeqlens(new Array<number>(batch).fill(imageTokens), device);
     const query: number[] = [];
     const text: number[] = [];
     let row = 0;
@@ -37,6 +32,11 @@ export class QFormerLayout {
     this.#total = row;
     this.#query = query.length > 0 ? this.#indices(query) : undefined;
     this.#text = text.length > 0 ? this.#indices(text) : undefined;
+  }
+
+  /** Whether no sequence has text. */
+  get isQueriesOnly(): boolean {
+    return this.#text === undefined;
   }
 
   /** The query rows of x: [rows, dim] → [batch · num_query, dim]; undefined without queries. */
@@ -53,7 +53,7 @@ export class QFormerLayout {
   join(queries: Tensor | undefined, text: Tensor | undefined): Tensor {
     if (this.#text === undefined) return queries!;
     if (this.#query === undefined) return text!;
-    const joined = Tensor.empty([this.#total, text!.shape[1]!], { device: this.device });
+    const joined = Tensor.empty([this.#total, text!.shape[1]!], { device: this.device, dtype: text!.dtype });
     ops.scatterRows(joined, this.#query, queries!);
     ops.scatterRows(joined, this.#text, text!);
     return joined;
@@ -61,8 +61,7 @@ export class QFormerLayout {
 
   /** Row numbers that repeat one sequence's queries for the whole batch: [batch · num_query] i32. */
   repeatedQueries(): Tensor {
-    const batch = this.queryRows.shape[0]! - 1;
-    return this.#indices(Array.from({ length: batch * this.numQuery }, (_, i) => i % this.numQuery));
+    return this.#indices(Array.from({ length: this.batch * this.numQuery }, (_, i) => i % this.numQuery));
   }
 
   #indices(rows: number[]): Tensor {

@@ -1,16 +1,18 @@
 // The Q-Former (Li et al. 2023, BLIP-2, section 3): a BERT-shaped encoder in which a few learned queries read an image
 // by cross-attention, optionally beside the rows of an instruction (Dai et al. 2023, InstructBLIP).
 // Rows are packed per sequence, [queries, text], without padding; `QFormerLayout` says which row is which.
-// Queries and text share self-attention but have feed-forwards of their own; only queries see the image.
+// Queries and text share self-attention but have feed-forwards of their own; only queries see the image. The keys and values
+// of all cross-attentions depend on the image alone: they come from one product with all those weights.
 
 import type { QFormerConfig } from '../io/config.js';
 import { QFormerError } from '../errors.js';
 import { Embedding } from '../nn/embedding.js';
+import { StackedLinear } from '../nn/linear.js';
 import { LayerNorm } from '../nn/norm.js';
-import type { ParameterSource } from '../nn/parameter.js';
+import type { Activations, ParameterSource } from '../nn/parameter.js';
 import { runLayers } from '../nn/sequences.js';
 import { ops, scope, Tensor } from '../tensor/index.js';
-import { QFormerLayer } from './qformer-layer.js';
+import { QFormerLayer, type ImageKeys } from './qformer-layer.js';
 import { QFormerLayout } from './qformer-layout.js';
 
 /** Who sees whom in self-attention: two separate passes in one (itc), text after queries (itg), everybody (itm). */
@@ -20,7 +22,9 @@ export type QFormerMask = 'itc' | 'itg' | 'itm';
 export interface QFormerInput {
   /** [num_query, hidden] f32, the same for every sequence */
   queries?: Tensor;
-  /** [batch · image_tokens, encoder_hidden] f32; needed with queries */
+  /** `prefix` of the queries, where it is known: spares its computation in a batch without text. */
+  prefix?: Tensor;
+  /** [batch · image_tokens, encoder_hidden]; needed with queries */
   features?: Tensor;
   /** number of sequences */
   batch: number;
@@ -30,18 +34,18 @@ export interface QFormerInput {
   mask?: QFormerMask;
 }
 
-/** The last layer's rows: queries [batch · num_query, hidden] f32, text [text tokens, hidden] f32, each where there are any. */
+/** The last layer's rows: queries [batch · num_query, hidden], text [text tokens, hidden], each where there are any. */
 export interface QFormerOutput {
   queries: Tensor | undefined;
   text: Tensor | undefined;
 }
 
-/** A batch after the embeddings, ready for the layers; hidden: [rows, hidden] f32, packed as `layout` says. */
+/** A batch after the embeddings, ready for the layers; hidden: [rows, hidden], packed as `layout` says. */
 export interface EmbeddedQFormerInput {
   hidden: Tensor;
   layout: QFormerLayout;
-  features: Tensor | undefined;
-  mask: QFormerMask;
+  /** Of each layer; undefined where it does not cross, or where there are no queries. */
+  imageKeys: readonly (ImageKeys | undefined)[];
 }
 
 /** Where a checkpoint family keeps the embeddings: InstructBLIP inside the Q-Former, BLIP-2 its norm only. */
@@ -53,6 +57,10 @@ export class QFormer {
   readonly layernorm: LayerNorm;
   readonly wordEmbeddings: Embedding | undefined;
   readonly positionEmbeddings: Embedding | undefined;
+  /** Keys and values of the image for every crossing layer: k, v of the first, k, v of the second, ... */
+  readonly imageProjection: StackedLinear;
+  readonly #activations: Activations;
+  readonly #crossing: readonly number[];
 
   constructor(
     source: ParameterSource,
@@ -60,7 +68,8 @@ export class QFormer {
     readonly config: QFormerConfig,
     family: QFormerFamily,
   ) {
-    const { hiddenSize, numLayers, layerNormEps, useTextInput } = config;
+    const { hiddenSize, numLayers, layerNormEps, useTextInput, crossAttentionFrequency, encoderHiddenSize } = config;
+    this.#activations = source.activations;
     const inside = family === 'instructblip' ? `${prefix}.embeddings.` : `${prefix}.`;
     const tables = family === 'instructblip' ? inside : 'embeddings.';
     if (useTextInput) {
@@ -71,35 +80,71 @@ export class QFormer {
     this.layernorm = new LayerNorm(source, `${inside}layernorm`, hiddenSize, layerNormEps);
     this.layers = Array.from(
       { length: numLayers },
-      (_, i) => new QFormerLayer(source, `${prefix}.encoder.layer.${i}`, config, i),
+      (_, i) => new QFormerLayer(source, `${prefix}.encoder.layer.${i}`, config, i % crossAttentionFrequency === 0),
     );
+    this.#crossing = this.layers.flatMap(({ crossattention }, i) => (crossattention === undefined ? [] : [i]));
+    const projections = this.#crossing.flatMap((i) =>
+      ['key', 'value'].map((name) => `${prefix}.encoder.layer.${i}.crossattention.attention.${name}`),
+    );
+    this.imageProjection = new StackedLinear(source, projections, encoderHiddenSize, hiddenSize);
   }
 
   /** Runs one packed batch; INVALID_ARGUMENT for text that the model cannot read, SHAPE for features that do not fit. */
   forward(input: QFormerInput): QFormerOutput {
+    const { prefix, mask = 'itm' } = input;
     return scope(() => {
-      const embedded = this.embed(input);
-      const { layout, features, mask } = embedded;
-      const hidden = runLayers(embedded.hidden, this.layers, (layer, x) => layer.forward(x, layout, features, mask));
+      const { hidden: embedded, layout, imageKeys } = this.embed(input);
+      const begun = layout.isQueriesOnly ? prefix : undefined;
+      const hidden = runLayers(embedded, this.layers, (layer, x, i) => {
+        if (i > 0 || begun === undefined) return layer.forward(x, layout, imageKeys[i], mask);
+        return layer.afterSelfAttention(ops.gatherRows(begun, layout.repeatedQueries()), layout, imageKeys[i]);
+      });
       return { queries: layout.queriesOf(hidden), text: layout.textOf(hidden) };
     });
   }
 
+  /**
+   * What a pass without text does before it looks at the image: the queries' norm and the self-attention of layer 0, where
+   * every mask lets all queries see each other. queries: [num_query, hidden] f32 → [num_query, hidden]
+   */
+  prefix(queries: Tensor): Tensor {
+    return scope(() => {
+      const layout = new QFormerLayout([0], queries.shape[0]!, queries.device);
+      return this.layers[0]!.selfAttention(this.layernorm.forward(this.#asActivations(queries)), layout, 'itm');
+    });
+  }
+
   /** The input of layer 0: norm(queries, word + position of the text). Queries have neither word nor position. */
-  embed({ queries, features, batch, text, mask = 'itm' }: QFormerInput): EmbeddedQFormerInput {
+  embed({ queries, features, batch, text }: QFormerInput): EmbeddedQFormerInput {
     const device = queries?.device ?? this.layernorm.weight.tensor.device;
     this.#checkText(text, batch);
-    const imageTokens = queries === undefined ? 0 : this.#imageTokens(features, batch);
     const textLengths = text?.map((ids) => ids.length) ?? new Array<number>(batch).fill(0);
     if (queries === undefined && textLengths.every((length) => length === 0)) {
       throw new QFormerError('INVALID_ARGUMENT', 'Q-Former: there are neither queries nor text');
     }
-    const layout = new QFormerLayout(textLengths, queries?.shape[0] ?? 0, imageTokens, device);
+    const layout = new QFormerLayout(textLengths, queries?.shape[0] ?? 0, device);
+    const imageKeys = queries === undefined ? [] : this.#imageKeys(this.#checkedFeatures(features, batch));
     const rows = layout.join(
-      queries && ops.gatherRows(queries, layout.repeatedQueries()),
+      queries && ops.gatherRows(this.#asActivations(queries), layout.repeatedQueries()),
       text && this.#embedText(text, device),
     );
-    return { hidden: this.layernorm.forward(rows), layout, features, mask };
+    return { hidden: this.layernorm.forward(rows), layout, imageKeys };
+  }
+
+  /** features: [batch · image_tokens, encoder_hidden] → keys and values by layer */
+  #imageKeys(features: Tensor): (ImageKeys | undefined)[] {
+    const { hiddenSize, numHeads } = this.config;
+    const all = this.imageProjection.forward(features);
+    const heads = all.reshape([features.shape[0]!, 2 * this.#crossing.length * numHeads, hiddenSize / numHeads]);
+    const part = (i: number) => heads.slice(1, i * numHeads, (i + 1) * numHeads);
+    return this.layers.map((_, layer) => {
+      const place = this.#crossing.indexOf(layer);
+      return place < 0 ? undefined : { k: part(2 * place), v: part(2 * place + 1) };
+    });
+  }
+
+  #asActivations(x: Tensor): Tensor {
+    return x.dtype === this.#activations ? x : x.cast(this.#activations);
   }
 
   #embedText(text: readonly (readonly number[])[], device: string): Tensor {
@@ -112,7 +157,7 @@ export class QFormer {
     );
   }
 
-  #imageTokens(features: Tensor | undefined, batch: number): number {
+  #checkedFeatures(features: Tensor | undefined, batch: number): Tensor {
     const rows = features?.shape[0] ?? 0;
     const { encoderHiddenSize } = this.config;
     if (rows === 0 || rows % batch !== 0 || features!.shape[1] !== encoderHiddenSize) {
@@ -120,7 +165,7 @@ export class QFormer {
       const want = `[${batch} · image tokens, ${encoderHiddenSize}]`;
       throw new QFormerError('SHAPE', `Q-Former: image features must be ${want}, got ${got}`);
     }
-    return rows / batch;
+    return features!;
   }
 
   #checkText(text: readonly (readonly number[])[] | undefined, batch: number): void {

@@ -6,7 +6,7 @@ import type { VisionConfig } from '../io/config.js';
 import { QFormerError } from '../errors.js';
 import { Linear } from '../nn/linear.js';
 import { LayerNorm } from '../nn/norm.js';
-import type { Parameter, ParameterSource } from '../nn/parameter.js';
+import type { Activations, Parameter, ParameterSource } from '../nn/parameter.js';
 import { cuSeqlens, runLayers } from '../nn/sequences.js';
 import { keep, ops, scope, Tensor } from '../tensor/index.js';
 import type { EncodeImageOptions } from './model.js';
@@ -31,7 +31,7 @@ export class VisionTransformer {
     this.postLayernorm = new LayerNorm(source, `${prefix}.post_layernorm`, config.hiddenSize, config.layerNormEps);
   }
 
-  /** pixelValues: [b, 3, height, width] f32 → [b · (1 + patches), hidden] f32; SHAPE for a size the positions do not fit. */
+  /** pixelValues: [b, 3, height, width] f32 → [b · (1 + patches), hidden]; SHAPE for a size the positions do not fit. */
   forward(pixelValues: Tensor, options: EncodeImageOptions = {}): Tensor {
     return scope(() => {
       const x = this.embeddings.forward(pixelValues, options);
@@ -59,6 +59,7 @@ export class VisionEmbeddings {
   readonly patchBias: Parameter;
   readonly #resampled = new Map<string, Tensor>();
   readonly #grid: number;
+  readonly #activations: Activations;
 
   constructor(
     source: ParameterSource,
@@ -67,6 +68,7 @@ export class VisionEmbeddings {
   ) {
     const { hiddenSize, numChannels, patchSize, imageSize } = config;
     this.#grid = Math.floor(imageSize / patchSize);
+    this.#activations = source.activations;
     this.classEmbedding = source.vector(`${prefix}.class_embedding`, [1, 1, hiddenSize]);
     this.positionEmbedding = source.vector(`${prefix}.position_embedding`, [1, 1 + this.#grid ** 2, hiddenSize]);
     this.patchWeight = source.matrix(`${prefix}.patch_embedding.weight`, [
@@ -79,7 +81,7 @@ export class VisionEmbeddings {
     source.ignore(`${prefix}.position_ids`);
   }
 
-  /** pixelValues: [b, 3, height, width] f32 → [b · (1 + patches), hidden] f32 */
+  /** pixelValues: [b, 3, height, width] f32 → [b · (1 + patches), hidden] */
   forward(pixelValues: Tensor, { interpolate = false }: EncodeImageOptions = {}): Tensor {
     const { hiddenSize, imageSize, patchSize } = this.config;
     const [, , height, width] = this.#checkedShape(pixelValues.shape);
@@ -91,6 +93,7 @@ export class VisionEmbeddings {
       bias: this.patchBias.tensor,
       classEmbedding: this.classEmbedding.tensor.reshape([hiddenSize]),
       positions: this.positions(Math.floor(height / patchSize), Math.floor(width / patchSize)),
+      dtype: this.#activations,
     });
   }
 
@@ -148,7 +151,7 @@ export class VisionLayer {
     this.fc2 = new Linear(source, `${prefix}.mlp.fc2`, intermediateSize, hiddenSize);
   }
 
-  /** x: [tokens, hidden] f32, cu: [batch + 1] i32 → [tokens, hidden] f32 */
+  /** x: [tokens, hidden], cu: [batch + 1] i32 → [tokens, hidden] */
   forward(x: Tensor, cu: Tensor): Tensor {
     const attended = this.projection.forward(this.#attention(this.layerNorm1.forward(x), cu), { residual: x });
     const inner = this.fc1.forward(this.layerNorm2.forward(attended), { activation: this.config.hiddenAct });

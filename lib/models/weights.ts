@@ -1,15 +1,20 @@
 // The weights of one model: what its modules declared, matched against what the checkpoint stores, then loaded.
 // declare (while modules are built) → check (one error names everything that does not fit) → load.
-// Files are memory-mapped and matrices used in place in the stored dtype; f32 vectors and converted matrices are copies.
-// Nothing passes through JavaScript memory, so loading costs address space, not time; pages arrive when first read.
+// Files are memory-mapped. On the CPU matrices are used in place in the stored dtype, so that loading costs address space, not
+// time; f32 vectors, converted and stacked matrices are copies. On a GPU everything is uploaded from the mapping and converted
+// there, once, to the dtype of the activations. Nothing passes through JavaScript memory.
 
 import type { Checkpoint } from '../io/checkpoint.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
-import { ANY, Parameter, type ParameterSource } from '../nn/parameter.js';
+import { ANY, Parameter, type Activations, type ParameterSource } from '../nn/parameter.js';
 import { keep, MappedFile, scope, Tensor, type Dtype } from '../tensor/index.js';
+import { chooseActivations } from './activations.js';
 
-/** Where weights live and in which dtype; 'auto' keeps matrices as stored, 'bf16' also multiplies in bf16. */
+/**
+ * Where weights live and in which dtype. On the CPU 'auto' keeps matrices as stored and 'bf16' also multiplies in bf16; on a
+ * device that computes in 16 bits the dtype is that of the activations too, and 'auto' chooses one (activations.ts).
+ */
 export interface WeightsOptions {
   device: string;
   dtype: 'auto' | 'f32' | 'f16' | 'bf16';
@@ -31,6 +36,8 @@ interface Declaration {
   parameter: Parameter;
   kind: 'matrix' | 'vector';
   declared: readonly number[];
+  /** Its place in a stacked parameter. */
+  part?: number;
 }
 
 const FLOAT_DTYPES: Readonly<Record<string, Dtype>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
@@ -40,8 +47,11 @@ const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
 /** The parameters of one model and the files behind them. Owns both until `dispose`. */
 export class Weights implements ParameterSource {
   readonly math: 'f32' | 'bf16';
+  readonly activations: Activations;
   readonly #declarations = new Map<string, Declaration>();
   readonly #constants: { parameter: Parameter; values: Float32Array }[] = [];
+  readonly #derived: { parameter: Parameter; compute: () => Tensor }[] = [];
+  readonly #stacks = new Map<Parameter, Tensor>();
   readonly #ignored: string[] = [];
   readonly #files: MappedFile[] = [];
   readonly #tensors: Tensor[] = [];
@@ -50,7 +60,8 @@ export class Weights implements ParameterSource {
     readonly checkpoint: Checkpoint,
     readonly options: WeightsOptions,
   ) {
-    this.math = options.dtype === 'bf16' ? 'bf16' : 'f32';
+    this.activations = chooseActivations(checkpoint, options);
+    this.math = options.dtype === 'bf16' && this.activations === 'f32' ? 'bf16' : 'f32';
   }
 
   matrix(name: string, shape: readonly number[]): Parameter {
@@ -59,6 +70,20 @@ export class Weights implements ParameterSource {
 
   vector(name: string, shape: readonly number[]): Parameter {
     return this.#declare(name, shape, 'vector');
+  }
+
+  stackedMatrix(names: readonly string[], shape: readonly number[]): Parameter {
+    return this.#declareStack(names, shape, 'matrix');
+  }
+
+  stackedVector(names: readonly string[], shape: readonly number[]): Parameter {
+    return this.#declareStack(names, shape, 'vector');
+  }
+
+  derived(name: string, shape: readonly number[], compute: () => Tensor): Parameter {
+    const parameter = new Parameter(name, shape);
+    this.#derived.push({ parameter, compute });
+    return parameter;
   }
 
   constant(name: string, values: Float32Array, shape: readonly number[]): Parameter {
@@ -98,6 +123,7 @@ export class Weights implements ParameterSource {
         this.#own(parameter, () => Tensor.fromArray(values, [...parameter.shape], { device: this.options.device }));
       }
       await this.#loadStored(signal, onProgress);
+      for (const { parameter, compute } of this.#derived) this.#own(parameter, compute);
     } catch (error) {
       this.dispose();
       throw error;
@@ -106,7 +132,10 @@ export class Weights implements ParameterSource {
 
   /** Frees all tensors and unmaps the files. */
   dispose(): void {
-    for (const { parameter } of [...this.#declarations.values(), ...this.#constants]) parameter.assign(undefined);
+    for (const { parameter } of [...this.#declarations.values(), ...this.#constants, ...this.#derived]) {
+      parameter.assign(undefined);
+    }
+    this.#stacks.clear();
     for (const tensor of this.#tensors.splice(0)) tensor.dispose();
     for (const file of this.#files.splice(0)) file.close();
   }
@@ -122,7 +151,7 @@ export class Weights implements ParameterSource {
     const files = new Map<string, MappedFile>();
     let loaded = 0;
     let pauseAt = 0;
-    for (const { entry, parameter, kind } of work) {
+    for (const { entry, ...declaration } of work) {
       if (loaded >= pauseAt) {
         pauseAt = loaded + BYTES_BETWEEN_PAUSES;
         await new Promise((resolve) => setImmediate(resolve));
@@ -130,18 +159,33 @@ export class Weights implements ParameterSource {
       }
       const file = files.get(entry.file) ?? this.#open(entry.file);
       files.set(entry.file, file);
-      this.#own(parameter, () => this.#materialise(file, entry, kind));
+      this.#load(file, entry, declaration);
       loaded += entry.bytes;
       onProgress?.({ loaded, total });
     }
   }
 
-  #materialise(file: MappedFile, entry: TensorEntry, kind: Declaration['kind']): Tensor {
-    const { dtype, device } = this.options;
+  #load(file: MappedFile, entry: TensorEntry, { parameter, kind, part }: Declaration): void {
     const stored = FLOAT_DTYPES[entry.dtype]!;
-    const wanted = kind === 'vector' ? 'f32' : dtype === 'auto' ? stored : dtype;
-    const tensor = file.tensor(entry.offset, entry.shape, stored, device);
-    return wanted === stored ? tensor : tensor.cast(wanted);
+    const read = () => file.tensor(entry.offset, entry.shape, stored, this.options.device);
+    const wanted = this.#dtypeOf(kind, stored);
+    if (part === undefined) return this.#own(parameter, () => (wanted === stored ? read() : read().cast(wanted)));
+    let stack = this.#stacks.get(parameter);
+    if (stack === undefined) {
+      const options = { dtype: wanted, device: this.options.device };
+      this.#own(parameter, () => Tensor.empty(parameter.shape, options));
+      this.#stacks.set(parameter, (stack = parameter.tensor));
+    }
+    const rows = entry.shape[0]!;
+    scope(() => stack.slice(0, part * rows, (part + 1) * rows).copyFrom(read()));
+  }
+
+  /** The dtype in which a stored tensor is kept. */
+  #dtypeOf(kind: Declaration['kind'], stored: Dtype): Dtype {
+    if (kind === 'vector') return 'f32';
+    if (this.activations !== 'f32') return this.activations;
+    const { dtype } = this.options;
+    return dtype === 'auto' ? stored : dtype;
   }
 
   #own(parameter: Parameter, make: () => Tensor): void {
@@ -163,6 +207,17 @@ export class Weights implements ParameterSource {
     const parameter = new Parameter(name, shape);
     this.#declarations.set(name, { parameter, kind, declared });
     return parameter;
+  }
+
+  // Parts may be stored in different dtypes; the first one read decides, and the others are converted.
+  #declareStack(names: readonly string[], declared: readonly number[], kind: Declaration['kind']): Parameter {
+    const [rows = 0, ...rest] = declared;
+    const stack = new Parameter(names.join('+'), [names.length * rows, ...rest]);
+    names.forEach((name, index) => {
+      this.#declare(name, declared, kind);
+      this.#declarations.set(name, { parameter: stack, kind, declared, part: index });
+    });
+    return stack;
   }
 
   #isExpected(name: string): boolean {

@@ -2,13 +2,15 @@
 // checkpoints are re-saved with padded vocabularies without their configuration saying so.
 
 import { ops, type Tensor } from '../tensor/index.js';
-import { ANY, type Parameter, type ParameterSource } from './parameter.js';
+import { ANY, type Activations, type Parameter, type ParameterSource } from './parameter.js';
 
 /** y[t] = table[ids[t]] with `PREFIX.weight` [rows, dim]. */
 export class Embedding {
   readonly weight: Parameter;
+  readonly #activations: Activations;
 
   constructor(source: ParameterSource, prefix: string, dim: number) {
+    this.#activations = source.activations;
     this.weight = source.matrix(`${prefix}.weight`, [ANY, dim]);
   }
 
@@ -17,8 +19,8 @@ export class Embedding {
     return this.weight.shape[0]!;
   }
 
-  /** ids: [t] i32 → [t, dim] f32; INVALID_ARGUMENT for an id outside the table. */
+  /** ids: [t] i32 → [t, dim] activations; INVALID_ARGUMENT for an id outside the table. */
   forward(ids: Tensor): Tensor {
-    return ops.embedding(ids, this.weight.tensor);
+    return ops.embedding(ids, this.weight.tensor, this.#activations);
   }
 }

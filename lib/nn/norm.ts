@@ -19,7 +19,7 @@ export class LayerNorm {
     this.bias = source.vector(`${prefix}.bias`, [dim]);
   }
 
-  /** x: [..., dim] f32 → same shape */
+  /** x: [..., dim] → same shape */
   forward(x: Tensor): Tensor {
     return ops.layerNorm(x, this.weight.tensor, this.bias.tensor, this.eps);
   }
@@ -38,7 +38,7 @@ export class RmsNorm {
     this.weight = source.vector(`${prefix}.weight`, [dim]);
   }
 
-  /** x: [..., dim] f32 → same shape */
+  /** x: [..., dim] → same shape */
   forward(x: Tensor): Tensor {
     return ops.rmsNorm(x, this.weight.tensor, this.eps);
   }

@@ -32,14 +32,25 @@ export class Parameter {
   }
 }
 
+/** A dtype that ops compute in: f32 everywhere, the others on GPUs. */
+export type Activations = 'f32' | 'f16' | 'bf16';
+
 /** Where modules declare what they need. Names are the checkpoint's tensor names. */
 export interface ParameterSource {
   /** How linear layers form products: bf16 where the caller asked for that arithmetic, f32 otherwise. */
   readonly math: ops.Math;
+  /** The dtype of what modules pass each other. Where it is 16 bits wide, every matrix has it too. */
+  readonly activations: Activations;
   /** A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. */
   matrix(name: string, shape: readonly number[]): Parameter;
   /** A weight that is f32 whatever is stored: biases, norms, position tables. */
   vector(name: string, shape: readonly number[]): Parameter;
+  /** Matrices of one shape [rows, ...] behind each other, [names.length · rows, ...]: layers that read the same input. */
+  stackedMatrix(names: readonly string[], shape: readonly number[]): Parameter;
+  /** The same of vectors. */
+  stackedVector(names: readonly string[], shape: readonly number[]): Parameter;
+  /** What `compute` makes of loaded parameters, once, when all are there. */
+  derived(name: string, shape: readonly number[], compute: () => Tensor): Parameter;
   /** An f32 tensor computed from the configuration instead of stored, e.g. rotary frequencies. */
   constant(name: string, values: Float32Array, shape: readonly number[]): Parameter;
   /** Accepts, and leaves unread, the tensor `name`, or every tensor below `name` when it ends with a dot. */

@@ -21,6 +21,9 @@ uint64_t bytes_in_use = 0;
 void* reserve(uint64_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(p, bytes, MADV_HUGEPAGE);  // the shadow is eight times the memory: small pages would cost TLB misses
+#endif
   return p;
 }
 
@@ -124,8 +127,8 @@ void lease_allocation(void* pointer, uint64_t bytes) {
   Allocation& a = memory.allocations[memory.pages[offset / DeviceMemory::kPage]];
   if (!a.live || a.begin != reinterpret_cast<uintptr_t>(pointer)) return;
   a.end = a.begin + std::min(bytes, a.bytes);
-  if (machine.full) discard(cell_of(pointer), (a.bytes + 1) / 2 * sizeof(Cell));
-  memset(pointer, 0xff, a.bytes);
+  if (machine.full) discard(cell_of(pointer), (a.end - a.begin + 1) / 2 * sizeof(Cell));
+  memset(pointer, 0xff, a.end - a.begin);
 }
 
 uint64_t device_bytes_in_use() { return bytes_in_use; }
@@ -180,11 +183,16 @@ void renumber_cells() {
 }
 
 void global_range_fault(const void* p, uint32_t bytes, const char* what, Site site) {
-  const std::string bad = memory.base ? describe_bad_range(p, bytes) : "not device memory";
-  if (bad.empty())
+  // kernel_fault leaves this frame for good: nothing in it may own memory then.
+  char bad[200];
+  {
+    const std::string text = memory.base ? describe_bad_range(p, bytes) : "not device memory";
+    snprintf(bad, sizeof(bad), "%s", text.c_str());
+  }
+  if (bad[0] == 0)
     kernel_fault(FaultKind::kAlignment, site, "global %s of %u bytes at %p, which is not a multiple of %u", what, bytes,
                  p, bytes);
-  kernel_fault(FaultKind::kBounds, site, "global %s of %u bytes %s", what, bytes, bad.c_str());
+  kernel_fault(FaultKind::kBounds, site, "global %s of %u bytes %s", what, bytes, bad);
 }
 
 }  // namespace qformer::emulator

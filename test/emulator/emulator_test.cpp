@@ -142,3 +142,105 @@ TEST("mistakes in a last-block sum are found") {
   found("early exit", {"exit"}, run_sum<PlantedSum::kEarlyExit>);
   found("uninitialised scratch", {"nobody has written"}, run_sum<PlantedSum::kUninitializedScratch>);
 }
+
+namespace qformer::cuda {
+
+enum class Meet { kTwoBarriers, kBarrierWhileWarpWaits, kNotInMask, kExitedLane, kCarveDiffers, kSharedTooLarge };
+
+template <Meet kFault>
+QF_KERNEL void bad_meeting(Global<float> out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  SharedMemory shared;
+  const Shared<float> x = shared.take<float>(kFault == Meet::kCarveDiffers && thread == 9 ? 65 : 64);
+  if (kFault == Meet::kSharedTooLarge) shared.take<float>(64);
+  if (kFault == Meet::kTwoBarriers) {
+    if (thread < 32) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+  }
+  if (kFault == Meet::kBarrierWhileWarpWaits) {
+    if (thread % 32 == 0) __syncwarp(3);
+    __syncthreads();
+  }
+  if (kFault == Meet::kNotInMask) __syncwarp(0xff);
+  if (kFault == Meet::kExitedLane) {
+    if (thread == 3) return;
+    __syncwarp();
+  }
+  x.store(thread, 1.0f);
+  out.store(thread, x[thread]);
+}
+
+// Each lane writes a word, another lane of the warp reads it.
+template <bool kSyncWarp>
+QF_KERNEL void exchange_in_warp(Global<float> out) {
+  SharedMemory shared;
+  const Shared<float> x = shared.take<float>(64);
+  const int thread = static_cast<int>(threadIdx.x);
+  x.store(thread, static_cast<float>(thread));
+  if (kSyncWarp) __syncwarp();
+  // A vote brings the lanes together but orders no memory.
+  const bool any = __any_sync(0xffffffffu, thread >= 0);
+  out.store(thread, any ? x[thread ^ 1] : 0.0f);
+}
+
+// Neighbouring halves written by different threads are no race; the same half is.
+template <bool kSame>
+QF_KERNEL void write_halves(Global<Half> out) {
+  out.store(kSame ? 0 : static_cast<int>(threadIdx.x + blockIdx.x * 64), Half{1});
+}
+
+QF_KERNEL void shift_in_place(Global<float> x) {
+  const int i = static_cast<int>(blockIdx.x * 64 + threadIdx.x);
+  x.store(i, x[i + 1]);
+}
+
+}  // namespace qformer::cuda
+
+TEST("threads that do not meet are reported") {
+  Buffer<float> out(64);
+  const auto found = [&](const char* what, std::vector<std::string> expected, void (*kernel)(Global<float>)) {
+    found_always(what, expected, [&] { return emulator::run(kernel, 1, 64, 256, out.data); });
+  };
+  found("two barriers", {"divergent block"}, bad_meeting<Meet::kTwoBarriers>);
+  found("barrier while the warp waits", {"divergent warp", "deadlock"}, bad_meeting<Meet::kBarrierWhileWarpWaits>);
+  found("not in its mask", {"not in its own mask"}, bad_meeting<Meet::kNotInMask>);
+  found("exited lane", {"exit"}, bad_meeting<Meet::kExitedLane>);
+  found("pieces differ", {"carves", "the launch gives"}, bad_meeting<Meet::kCarveDiffers>);
+  found("shared memory too small", {"the launch gives"}, bad_meeting<Meet::kSharedTooLarge>);
+}
+
+TEST("lanes that poll for what nobody writes are a deadlock") {
+  emulator::set_seed(1);
+  CHECK(run_sum<PlantedSum::kDeadlock>(100, 2).find("deadlock") != std::string::npos);
+}
+
+TEST("a vote does not order shared memory, __syncwarp does") {
+  Buffer<float> out(64);
+  clean_always("with __syncwarp", [&] { return emulator::run(exchange_in_warp<true>, 1, 64, 256, out.data); });
+  found_always("without", {"race", "nobody has written"},
+               [&] { return emulator::run(exchange_in_warp<false>, 1, 64, 256, out.data); });
+}
+
+TEST("races of global memory within and between blocks are found") {
+  Buffer<Half> halves(256);
+  clean_always("neighbours", [&] { return emulator::run(write_halves<false>, 4, 64, 0, halves.data); });
+  found_always("same element", {"race"}, [&] { return emulator::run(write_halves<true>, 4, 64, 0, halves.data); });
+  Buffer<float> x(std::vector<float>(257, 1.0f));
+  found_always("in place with a shift", {"race"}, [&] { return emulator::run(shift_in_place, 4, 64, 0, x.data); });
+}
+
+TEST("bank conflicts are counted") {
+  emulator::set_seed(0);
+  emulator::count_bank_conflicts(true);
+  emulator::counters() = {};
+  CHECK_EQ(run_gemm<Planted::kNothing>(32, 64, 64), "");
+  CHECK_EQ(emulator::counters().bank_conflicts, uint64_t{0});
+  // 2 k-tiles x 2 steps x 2 warps x (2 + 2) ldmatrix.x4 x 4 phases, and 2 x (128 + 256) copies of 16 bytes by 8 lanes.
+  CHECK_EQ(emulator::counters().shared_wavefronts, uint64_t{2 * 2 * 2 * 4 * 4 + 2 * 384 / 8});
+  CHECK_EQ(run_gemm<Planted::kNoSwizzle>(32, 64, 64), "");
+  CHECK(emulator::counters().bank_conflicts > 0);
+  emulator::count_bank_conflicts(false);
+}

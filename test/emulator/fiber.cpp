@@ -79,7 +79,6 @@ namespace {
 
 #ifdef QF_FIBER_ASAN
 constexpr size_t kStackBytes = 512 * 1024;
-thread_local void* leaving_fake_stack = nullptr;
 #else
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
@@ -138,9 +137,14 @@ void switch_context(Context& from, Context& to, [[maybe_unused]] bool leaving) {
 #endif
 }
 
-void enter_context() {
+void enter_context([[maybe_unused]] Context& main) {
 #ifdef QF_FIBER_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+  const void* bottom = nullptr;
+  size_t bytes = 0;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+  if (main.stack_bottom) return;
+  main.stack_bottom = const_cast<void*>(bottom);
+  main.stack_bytes = bytes;
 #endif
 }
 

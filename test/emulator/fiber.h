@@ -30,7 +30,8 @@ class Stacks {
 // Saves the running context in `from` and continues `to`. `leaving`: the running fiber never comes back.
 void switch_context(Context& from, Context& to, bool leaving = false);
 
-// The first thing a fiber calls: tells AddressSanitizer that the switch is complete.
-void enter_context();
+// The first thing a fiber calls: tells AddressSanitizer that the switch is complete. The first fiber of a run comes from
+// `main`, whose stack bounds are learned here.
+void enter_context(Context& main);
 
 }  // namespace qformer::emulator

@@ -18,6 +18,8 @@
 
 namespace qformer::emulator {
 
+constexpr uint32_t kNoStack = 0xffffffffu;
+
 struct Warp;
 struct Block;
 struct ThreadOrder;
@@ -40,6 +42,7 @@ struct PendingCopy {
 
 struct Fiber {
   Context context;
+  uint32_t stack;  // kNoStack until the thread first runs
   uint3 thread_index;
   uint32_t thread;   // within the block
   uint32_t grid_id;  // within the grid: block * padded threads + thread

@@ -14,6 +14,7 @@
 #include <new>
 #include <numeric>
 
+#include "bank_conflicts.h"
 #include "collectives.h"
 #include "device_memory.h"
 #include "memory_order.h"
@@ -26,7 +27,7 @@ namespace {
 
 constexpr size_t kMaxShared = 228 * 1024;
 constexpr size_t kMaxResident = 8;
-constexpr uint64_t kMaxFruitlessYields = 20'000'000;
+constexpr uint64_t kMaxFruitlessYields = 1'000'000;
 
 Stacks stacks;
 Block slots[kMaxResident];
@@ -47,23 +48,61 @@ void* map_memory(size_t bytes) {
   return p;
 }
 
-void exit_thread() {
+std::vector<uint32_t> free_stacks;
+uint32_t stacks_made = 0;
+
+void fiber_main();
+
+void begin(Fiber& fiber) {
+  if (free_stacks.empty()) free_stacks.push_back(stacks_made++);
+  fiber.stack = free_stacks.back();
+  free_stacks.pop_back();
+  fiber.context = stacks.prepare(fiber.stack, fiber_main);
+}
+
+void release_stack(Fiber& fiber) {
+  if (fiber.stack != kNoStack) free_stacks.push_back(fiber.stack);
+  fiber.stack = kNoStack;
+}
+
+void end_thread() {
   Fiber& me = *machine.current;
   Warp& warp = *me.warp;
   Block& block = *me.block;
-  check_no_meeting_waits("exits", me.site);
+  if (warp.meetings_open) check_no_meeting_waits("exits", me.site);
   if (!me.copies.empty()) block.has_stale_cells = true;
   warp.alive &= ~(1u << me.lane);
   warp.runnable &= ~(1u << me.lane);
   --block.alive;
   if (block.alive != 0 && block.arrived == block.alive) complete_barrier(block);
-  suspend();
+}
+
+uint32_t rotate_pick(uint32_t mask, uint32_t from) {
+  const uint32_t above = from >= 31 ? 0 : mask & ~((2u << from) - 1);
+  return static_cast<uint32_t>(__builtin_ctz(above ? above : mask));
+}
+
+// Threads that never wait run one after the other on one stack: the next lane begins where the last one ended.
+bool continue_as_next_lane() {
+  Fiber& me = *machine.current;
+  if (!me.warp->runnable) return false;
+  Fiber& next = me.warp->lanes[rotate_pick(me.warp->runnable, me.lane)];
+  if (next.stack != kNoStack) return false;
+  next.stack = me.stack;
+  next.context = me.context;
+  me.stack = kNoStack;
+  machine.current = &next;
+  return true;
 }
 
 void fiber_main() {
-  enter_context();
-  (*kernel_body)();
-  exit_thread();
+  enter_context(machine.main);
+  do {
+    (*kernel_body)();
+    end_thread();
+  } while (continue_as_next_lane());
+  release_stack(*machine.current);  // no thread begins before the switch below, so nobody writes to it yet
+  suspend();
   __builtin_unreachable();
 }
 
@@ -105,7 +144,7 @@ void start_block(size_t slot) {
   }
   for (uint32_t t = 0; t < block.threads; ++t) {
     Fiber& fiber = block.fibers[t];
-    fiber.context = stacks.prepare(slot * 1024 + t, fiber_main);
+    fiber.stack = kNoStack;
     fiber.thread_index = {t % shape.x, t / shape.x % shape.y, t / shape.x / shape.y};
     fiber.thread = t;
     fiber.grid_id = block.id * machine.padded_threads + t;
@@ -118,11 +157,6 @@ void start_block(size_t slot) {
     fiber.order = nullptr;
   }
   ++machine.counters.blocks;
-}
-
-uint32_t rotate_pick(uint32_t mask, uint32_t from) {
-  const uint32_t above = from >= 31 ? 0 : mask & ~((2u << from) - 1);
-  return static_cast<uint32_t>(__builtin_ctz(above ? above : mask));
 }
 
 uint32_t random_bit(uint32_t mask) {
@@ -172,6 +206,7 @@ size_t pick_slot() {
 void retire_finished() {
   for (size_t i = 0; i < run.residents; ++i)
     if (slots[i].active && slots[i].alive == 0) {
+      if (machine.count_banks) flush_bank_counts(slots[i]);
       slots[i].active = false;
       ++run.finished;
       run.fruitless = 0;
@@ -201,6 +236,16 @@ void report_deadlock() {
   snprintf(line, sizeof(line), "%s: deadlock: %d threads wait", machine.kernel, waiting);
   machine.fault_kind = FaultKind::kDeadlock;
   machine.fault = line + who;
+}
+
+// After a fault: threads in the middle of the kernel are dropped where they stand.
+void abandon_threads() {
+  for (Block& block : slots) {
+    block.has_stale_cells = block.cells != nullptr;
+    if (machine.count_banks) flush_bank_counts(block);
+    if (!block.active) continue;
+    for (uint32_t t = 0; t < block.threads; ++t) release_stack(block.fibers[t]);
+  }
 }
 
 void configure(dim3 grid, dim3 block, size_t shared_bytes) {
@@ -245,6 +290,7 @@ void suspend() {
   const bool leaving = !(warp.alive >> me.lane & 1);
   if (warp.runnable) {
     Fiber& next = warp.lanes[rotate_pick(warp.runnable, me.lane)];
+    if (next.stack == kNoStack) begin(next);
     machine.current = &next;
     switch_context(me.context, next.context, leaving);
     return;
@@ -282,6 +328,7 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
   machine.fault_kind = FaultKind::kNone;
   configure(grid, block, shared_bytes);
   kernel_body = &body;
+  machine.main = {};
   uint32_t last_warp[kMaxResident] = {};
   uint32_t last_lane = 0;
   while (run.finished < run.total) {
@@ -303,14 +350,14 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
     Warp& warp = picked.warps[last_warp[slot]];
     last_lane = machine.seed == 0 ? rotate_pick(warp.runnable, last_lane) : random_bit(warp.runnable);
     machine.current = &warp.lanes[last_lane];
+    if (machine.current->stack == kNoStack) begin(*machine.current);
     switch_context(machine.main, machine.current->context);
     machine.current = nullptr;
     if (machine.fault_kind != FaultKind::kNone) break;
     retire_finished();
   }
   kernel_body = nullptr;
-  if (machine.fault_kind != FaultKind::kNone)
-    for (Block& block : slots) block.has_stale_cells = block.cells != nullptr;
+  if (machine.fault_kind != FaultKind::kNone) abandon_threads();
   if (machine.full) forget_knowledge();
   return machine.fault_kind == FaultKind::kNone;
 }
