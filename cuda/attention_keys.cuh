@@ -19,9 +19,8 @@ struct KeyWarpShape {
   static constexpr int kStages = 3;
   static constexpr int kStage = 16 * Tile::kPitch;  // elements
   static constexpr int kRing = kStages * kStage;    // elements of shared memory per warp
-  // A warp's result in its own ring once the stream is over: [16][kPartialPitch] f32. The padding spreads rows over
-  // banks.
-  static constexpr int kPartialPitch = kHeadDim + 8;
+  // A warp's result in its own ring once the stream is over: [16][kPartialPitch] f32, 8 banks from row to row.
+  static constexpr int kPartialPitch = kHeadDim + (kHeadDim % 16 == 0 ? 8 : 16);
   static_assert(16 * kPartialPitch * sizeof(float) <= kRing * sizeof(T), "a partial fits into the ring");
 };
 

@@ -1,10 +1,11 @@
 // Tiles of q, k and v in shared memory and the fragments that mma reads from them.
 //
-// A tile holds rows of kHeadDim 16-bit elements in chunks of 16 bytes. ldmatrix reads one chunk column of 8 consecutive
-// rows, which is free of bank conflicts when those 8 chunks lie in 8 different groups of banks: where a row has a
-// multiple of 8 chunks (head_dim 64, 128) chunk c of row r is stored at c ^ (r & 7), else rows have an odd pitch
-// (88: 11 chunks as it is; 80: 11; 96: 13; 32: 5). Fragment layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16" and
-// "mma.m16n8k8".
+// A tile holds rows of kHeadDim 16-bit elements in chunks of 16 bytes, dense. ldmatrix reads one chunk column of 8
+// consecutive rows, which is free of bank conflicts when those chunks lie in 8 different groups of banks. With 88
+// columns (11 chunks, an odd number) they do. Where the chunks of a row divide by 2, 4 or 8, rows repeat their groups
+// that often, and the chunk number is xored with the number of the repetition: 64, 128: c ^ r % 8; 32, 96: c ^ r / 2 %
+// 4; 80: c ^ r / 4 % 2. Whole chunks stay within an aligned group of 8, so filling a tile is free of conflicts as well.
+// Fragment layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16" and "mma.m16n8k8".
 #pragma once
 
 #include "prims/copy_async.h"
@@ -19,9 +20,8 @@ template <int kHeadDim>
 struct TileShape {
   static_assert(kHeadDim % 8 == 0, "rows are made of 16-byte chunks");
   static constexpr int kChunks = kHeadDim / 8;
-  static constexpr bool kSwizzled = kChunks % 8 == 0;
-  static constexpr int kPitchChunks = kSwizzled ? kChunks : kChunks | 1;
-  static constexpr int kPitch = kPitchChunks * 8;     // elements
+  static constexpr int kRepeats = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
+  static constexpr int kPitch = kHeadDim;             // elements
   static constexpr int kSteps16 = kHeadDim / 16;      // k16 steps of q·k
   static constexpr bool kStep8 = kHeadDim % 16 != 0;  // one k8 step after them
   static constexpr int kTiles8 = kHeadDim / 8;        // n8 tiles of p·v
@@ -30,8 +30,9 @@ struct TileShape {
 // Element offset of chunk `chunk` of row `row`.
 template <int kHeadDim>
 QF_DEVICE int32_t tile_offset(int32_t row, int32_t chunk) {
-  using Shape = TileShape<kHeadDim>;
-  return row * Shape::kPitch + (Shape::kSwizzled ? chunk ^ (row & 7) : chunk) * 8;
+  constexpr uint32_t kRepeats = TileShape<kHeadDim>::kRepeats;
+  const uint32_t repeat = static_cast<uint32_t>(row) / (8 / kRepeats) % kRepeats;
+  return row * kHeadDim + (chunk ^ static_cast<int32_t>(repeat)) * 8;
 }
 
 // The q fragments of one m16 tile: all k steps of 16 rows.
