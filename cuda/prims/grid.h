@@ -4,7 +4,7 @@
 // Nothing below sm_90, where launches are never overlapped. PTX ISA, "griddepcontrol".
 #pragma once
 
-#include "prims/cuda.h"
+#include "prims/global.h"
 
 namespace qformer::cuda::prims {
 
@@ -19,6 +19,18 @@ QF_DEVICE void grid_dependency_wait() {
 QF_DEVICE void grid_dependency_launch() {
 #if QF_DEVICE_ARCH >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Asks for element i's line in L2, ahead of grid_dependency_wait(). Unlike a load it may name memory that an earlier
+// kernel still writes: L2 is where those writes arrive. Nothing where launches do not overlap.
+template <class T>
+QF_DEVICE void grid_dependency_prefetch(Global<const T> p, int64_t i) {
+#if QF_DEVICE_ARCH >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p.data() + i));
+#else
+  (void)p;
+  (void)i;
 #endif
 }
 

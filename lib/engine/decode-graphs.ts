@@ -1,12 +1,13 @@
-// Recorded decode steps. A graph is recorded per batch size the second time that size occurs; its inputs are kept tensors
+// Recorded decode steps. A graph is recorded per batch size the second time that size occurs; its inputs are one kept tensor
 // that each replay overwrites, the block table padded to the full context. The recorded ops are the same as the direct
 // ones and read nothing past a sequence's context, so the bits are the same. Few graphs are kept: each owns the memory of
 // its intermediate results.
 
-import type { BatchInputs, KvCache, LanguageModel, VisionLanguageModel } from '../models/model.js';
+import type { KvCache, LanguageModel, VisionLanguageModel } from '../models/model.js';
 import { Tensor, keep, record, type Graph } from '../tensor/index.js';
 import { layOutBatch } from './batch.js';
 import type { ScheduledSequence } from './scheduler.js';
+import { viewStep, type StepInputs } from './step-inputs.js';
 
 export interface DecodeGraphOptions {
   model: VisionLanguageModel;
@@ -34,7 +35,7 @@ export class DecodeGraphs {
     if (step === undefined) {
       if (!this.#seen.has(size)) return void this.#seen.add(size);
       if (this.#recorded.size >= MAX_GRAPHS) this.#dropOldest();
-      step = new RecordedStep(this.options, size, this.#width);
+      step = new RecordedStep(this.options, batch, this.#width);
     }
     this.#recorded.delete(size);
     this.#recorded.set(size, step);
@@ -56,28 +57,23 @@ export class DecodeGraphs {
 }
 
 class RecordedStep {
-  readonly #ids: Tensor;
-  readonly #inputs: BatchInputs;
+  readonly #packed: Tensor;
+  readonly #inputs: StepInputs;
   readonly #graph: Graph<Tensor>;
 
+  /** Recorded for batches like `batch`: of its size, every sequence with one new token. */
   constructor(
     private readonly options: DecodeGraphOptions,
-    size: number,
+    batch: readonly ScheduledSequence[],
     private readonly width: number,
   ) {
-    const input = (shape: number[]): Tensor => keep(Tensor.zeros(shape, { dtype: 'i32', device: options.device }));
-    this.#ids = input([size]);
-    this.#inputs = {
-      positions: input([size]),
-      cuSeqlensQ: input([size + 1]),
-      slotMapping: input([size]),
-      blockTable: input([size, width]),
-      contextLens: input([size]),
-      kvCache: options.kvPool,
-    };
-    this.#inputs.cuSeqlensQ.write(Int32Array.from({ length: size + 1 }, (_, i) => i));
+    const { kvPool, device } = options;
+    const arrays = layOutBatch(batch, kvPool.blockSize, width);
+    this.#packed = keep(Tensor.zeros([arrays.packed.length], { dtype: 'i32', device }));
+    this.#inputs = viewStep(this.#packed, arrays, kvPool);
+    for (const view of this.#views()) keep(view);
     try {
-      this.#graph = record(() => decode(options.model.languageModel, this.#ids, this.#inputs));
+      this.#graph = record(() => decode(options.model.languageModel, this.#inputs));
     } catch (error) {
       this.#disposeInputs();
       throw error;
@@ -85,12 +81,7 @@ class RecordedStep {
   }
 
   run(batch: readonly ScheduledSequence[]): Tensor {
-    const arrays = layOutBatch(batch, this.options.kvPool.blockSize, this.width);
-    this.#ids.write(arrays.ids);
-    this.#inputs.positions.write(arrays.positions);
-    this.#inputs.slotMapping.write(arrays.slotMapping);
-    this.#inputs.blockTable.write(arrays.blockTable);
-    this.#inputs.contextLens.write(arrays.contextLens);
+    this.#packed.write(layOutBatch(batch, this.options.kvPool.blockSize, this.width).packed);
     this.#graph.replay();
     return this.#graph.outputs;
   }
@@ -100,12 +91,18 @@ class RecordedStep {
     this.#disposeInputs();
   }
 
+  #views(): Tensor[] {
+    const { ids, lastRows, batch } = this.#inputs;
+    const { positions, cuSeqlensQ, slotMapping, blockTable, contextLens } = batch;
+    return [ids, lastRows, positions, cuSeqlensQ, slotMapping, blockTable, contextLens];
+  }
+
   #disposeInputs(): void {
-    const { positions, cuSeqlensQ, slotMapping, blockTable, contextLens } = this.#inputs;
-    for (const tensor of [this.#ids, positions, cuSeqlensQ, slotMapping, blockTable, contextLens]) tensor.dispose();
+    for (const view of this.#views()) view.dispose();
+    this.#packed.dispose();
   }
 }
 
-function decode(model: LanguageModel, ids: Tensor, inputs: BatchInputs): Tensor {
-  return model.logits(model.forward(model.embed(ids), inputs));
+function decode(model: LanguageModel, { ids, batch }: StepInputs): Tensor {
+  return model.logits(model.forward(model.embed(ids), batch));
 }

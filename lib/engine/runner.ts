@@ -1,12 +1,13 @@
 // Executes one step with tensors: image rows, embeddings, one forward pass over all scheduled tokens, logits of the last
 // rows, sampling. Everything a step makes lives in one scope; only the KV pool, the image cache and the recorded decode
-// graphs outlive it. A step whose sequences all decode replays a graph recorded for its batch size: one native call
+// graphs outlive it. A step costs one copy of its layout to the device, two of its sampling parameters, and one copy of the
+// sampled ids back. A step whose sequences all decode replays a graph recorded for its batch size: one native call
 // instead of a few hundred.
 
 import { QFormerError } from '../errors.js';
-import type { BatchInputs, VisionLanguageModel } from '../models/model.js';
+import type { VisionLanguageModel } from '../models/model.js';
 import { Tensor, ops, scope } from '../tensor/index.js';
-import { layOutBatch, type BatchArrays } from './batch.js';
+import { layOutBatch } from './batch.js';
 import { DecodeGraphs } from './decode-graphs.js';
 import type { Runner, StepOutput } from './engine.js';
 import type { ImageEncoder } from './image-encoder.js';
@@ -14,6 +15,7 @@ import type { KvPool } from './kv-pool.js';
 import { sampleTokens } from './sampler.js';
 import type { ScheduledSequence } from './scheduler.js';
 import type { Sequence } from './sequence.js';
+import { viewStep } from './step-inputs.js';
 
 export interface ModelRunnerOptions {
   model: VisionLanguageModel;
@@ -74,26 +76,15 @@ export class ModelRunner implements Runner {
     const replayed = isDecode ? this.#graphs?.run(batch) : undefined;
     if (replayed !== undefined) return replayed;
     const arrays = layOutBatch(batch, kvPool.blockSize);
-    const embeds = model.languageModel.embed(this.#i32(arrays.ids));
+    const { ids, lastRows, batch: inputs } = viewStep(this.#i32(arrays.packed), arrays, kvPool);
+    const embeds = model.languageModel.embed(ids);
     for (const { item, positions, rows } of images) {
       const first = arrays.cuSeqlensQ[batch.indexOf(item)]! - item.start;
       ops.scatterRows(embeds, this.#i32(Int32Array.from(positions, (position) => first + position)), rows);
     }
-    const hidden = model.languageModel.forward(embeds, this.#batchInputs(arrays));
+    const hidden = model.languageModel.forward(embeds, inputs);
     if (arrays.lastRows.length === 0) return undefined;
-    return model.languageModel.logits(ops.gatherRows(hidden, this.#i32(arrays.lastRows)));
-  }
-
-  #batchInputs(arrays: BatchArrays): BatchInputs {
-    const batch = arrays.contextLens.length;
-    return {
-      positions: this.#i32(arrays.positions),
-      cuSeqlensQ: this.#i32(arrays.cuSeqlensQ),
-      slotMapping: this.#i32(arrays.slotMapping),
-      blockTable: this.#i32(arrays.blockTable, [batch, arrays.width]),
-      contextLens: this.#i32(arrays.contextLens),
-      kvCache: this.#options.kvPool,
-    };
+    return model.languageModel.logits(ops.gatherRows(hidden, lastRows));
   }
 
   /** The image rows that fall into this step; a failure belongs to the request. */
@@ -133,7 +124,7 @@ export class ModelRunner implements Runner {
     return parts;
   }
 
-  #i32(values: Int32Array, shape: number[] = [values.length]): Tensor {
-    return Tensor.fromArray(values, shape, { device: this.#options.device });
+  #i32(values: Int32Array): Tensor {
+    return Tensor.fromArray(values, [values.length], { device: this.#options.device });
   }
 }

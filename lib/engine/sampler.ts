@@ -27,12 +27,22 @@ export function sampleTokens(logits: Tensor, sequences: readonly Sequence[], dev
   });
 }
 
-function i32(values: ArrayLike<number>, device: string, shape: number[] = [values.length]): Tensor {
-  return Tensor.fromArray(Int32Array.from(values), shape, { device });
-}
-
-function f32(values: readonly number[], device: string): Tensor {
-  return Tensor.fromArray(Float32Array.from(values), [values.length], { device });
+/** Lists as views of one tensor each, so that they reach the device in one copy. Parts are aligned to 16 elements. */
+function together(
+  lists: readonly (readonly number[])[],
+  array: typeof Int32Array | typeof Float32Array,
+  device: string,
+) {
+  const starts: number[] = [];
+  let end = 0;
+  for (const { length } of lists) {
+    starts.push(end);
+    end += Math.ceil(length / 16) * 16;
+  }
+  const packed = new array(end);
+  lists.forEach((list, i) => packed.set(list, starts[i]));
+  const tensor = Tensor.fromArray(packed, [end], { device });
+  return lists.map(({ length }, i) => tensor.slice(0, starts[i]!, starts[i]! + length));
 }
 
 function penalize(logits: Tensor, sequences: readonly Sequence[], device: string): void {
@@ -43,14 +53,14 @@ function penalize(logits: Tensor, sequences: readonly Sequence[], device: string
     banned.push(rules.banned());
   }
   if (history.values.length + banned.values.length === 0) return;
-  const penalties = sequences.map(({ params }) => params.repetitionPenalty);
-  ops.penalizeLogits(logits, {
-    history: i32(history.values, device),
-    cuHistory: i32(history.offsets, device),
-    banned: i32(banned.values, device),
-    cuBanned: i32(banned.offsets, device),
-    repetitionPenalty: f32(penalties, device),
-  });
+  const lists = [history.values, history.offsets, banned.values, banned.offsets];
+  const [ids, cuHistory, bannedIds, cuBanned] = together(lists, Int32Array, device) as [Tensor, Tensor, Tensor, Tensor];
+  const [repetitionPenalty] = together(
+    [sequences.map(({ params }) => params.repetitionPenalty)],
+    Float32Array,
+    device,
+  ) as [Tensor];
+  ops.penalizeLogits(logits, { history: ids, cuHistory, banned: bannedIds, cuBanned, repetitionPenalty });
 }
 
 /** Lists of different length behind each other. */
@@ -66,34 +76,18 @@ class Ragged {
 
 function draw(logits: Tensor, sequences: readonly Sequence[], device: string): Int32Array {
   const all = sequences.map(({ params }) => params);
-  const temperature = f32(
-    all.map((params) => params.temperature),
-    device,
-  );
-  const scores = all.every((params) => params.temperature === 0)
-    ? logits
-    : ops.warpLogits(logits, {
-        temperature,
-        topK: i32(
-          all.map((params) => params.topK),
-          device,
-        ),
-        topP: f32(
-          all.map((params) => params.topP),
-          device,
-        ),
-        minP: f32(
-          all.map((params) => params.minP),
-          device,
-        ),
-      });
-  const words = all.flatMap(({ seed }) => [seed | 0, Math.floor(seed / 2 ** 32) | 0]);
-  const seed = i32(words, device, [all.length, 2]);
-  const step = i32(
-    sequences.map((sequence) => sequence.numGenerated),
-    device,
-  );
-  return ops.sample(scores, { temperature, seed, step }).toArray() as Int32Array;
+  const seeds = all.flatMap(({ seed }) => [seed | 0, Math.floor(seed / 2 ** 32) | 0]);
+  const steps = sequences.map((sequence) => sequence.numGenerated);
+  const isGreedy = all.every((params) => params.temperature === 0);
+  const ints = isGreedy ? [seeds, steps] : [seeds, steps, all.map((params) => params.topK)];
+  const [seed, step, topK] = together(ints, Int32Array, device) as [Tensor, Tensor, Tensor];
+  const temperatures = all.map((params) => params.temperature);
+  const floats = isGreedy
+    ? [temperatures]
+    : [temperatures, all.map((params) => params.topP), all.map((params) => params.minP)];
+  const [temperature, topP, minP] = together(floats, Float32Array, device) as [Tensor, Tensor, Tensor];
+  const scores = isGreedy ? logits : ops.warpLogits(logits, { temperature, topK, topP, minP });
+  return ops.sample(scores, { temperature, seed: seed.reshape([all.length, 2]), step }).toArray() as Int32Array;
 }
 
 interface Logprobs {
@@ -106,7 +100,7 @@ interface Logprobs {
 function rawLogprobs(logits: Tensor, sequences: readonly Sequence[], device: string): Logprobs | undefined {
   const rows = sequences.flatMap(({ params }, row) => (params.logprobs >= 0 ? [row] : []));
   if (rows.length === 0) return undefined;
-  return { values: ops.logSoftmax(ops.gatherRows(logits, i32(rows, device))), rows };
+  return { values: ops.logSoftmax(ops.gatherRows(logits, together([rows], Int32Array, device)[0]!)), rows };
 }
 
 /** Sparse: one entry per batch row that asked. */
@@ -118,7 +112,9 @@ function readLogprobs(
   device: string,
 ): TokenLogprob[] {
   const places = rows.map((row, i) => i * vocab + Math.max(0, ids[row]!));
-  const chosen = ops.gatherRows(values.reshape([rows.length * vocab, 1]), i32(places, device)).toArray();
+  const chosen = ops
+    .gatherRows(values.reshape([rows.length * vocab, 1]), together([places], Int32Array, device)[0]!)
+    .toArray();
   const k = Math.min(vocab, Math.max(...rows.map((row) => sequences[row]!.params.logprobs)));
   const best = k === 0 ? undefined : readTopK(values, k);
   const entries: TokenLogprob[] = [];

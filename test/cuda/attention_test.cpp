@@ -1,7 +1,7 @@
 // The varlen attention op on the emulated GPU, against double precision: every head size, masks, biases, strides, empty
 // sequences, and that a row's bits do not depend on its neighbours.
 #include "attention_reference.h"
-#include "device_array.h"
+#include "float_array.h"
 #include "emulator/launch.h"
 #include "random_data.h"
 
@@ -55,14 +55,14 @@ Outcome run(const Batch& batch) {
   FloatArray k(batch.dtype, random.floats(batch.fused ? 0 : tokens_k * kv_width));
   FloatArray v(batch.dtype, random.floats(batch.fused ? 0 : tokens_k * kv_width));
   FloatArray o(batch.dtype, static_cast<size_t>(tokens_q * q_width));
-  const DeviceArray<int32_t> device_cu_q(cu_q), device_cu_k(cu_k);
+  const TypedArray<int32_t> device_cu_q(cu_q), device_cu_k(cu_k);
   int64_t bias_q = 1, bias_k = 1;
   for (size_t b = 0; b < batch.len_q.size(); ++b) {
     bias_q = std::max<int64_t>(bias_q, batch.len_q[b] + 1);
     bias_k = std::max<int64_t>(bias_k, batch.len_k[b] + 2);
   }
   const std::vector<float> bias = random.floats(batch.biased ? batch.heads * bias_q * bias_k : 0, 2.0f);
-  const DeviceArray<float> device_bias(bias);
+  const TypedArray<float> device_bias(bias);
 
   QfAttention args = {};
   args.q = q.data();
@@ -288,8 +288,8 @@ TEST("a sequence has the same bits alone and in a batch, under every schedule") 
       };
       const FloatArray q(dtype, pack(own_q, q_width)), k(dtype, pack(own_k, kv_width)), v(dtype, pack(own_v, kv_width));
       const FloatArray o(dtype, q.size());
-      const DeviceArray<int32_t> cu_q(std::vector<int32_t>{0, before, before + 40, before + 40 + after});
-      const DeviceArray<int32_t> cu_k(std::vector<int32_t>{0, before, before + 75, before + 75 + after});
+      const TypedArray<int32_t> cu_q(std::vector<int32_t>{0, before, before + 40, before + 40 + after});
+      const TypedArray<int32_t> cu_k(std::vector<int32_t>{0, before, before + 75, before + 75 + after});
       QfAttention args = {};
       args.q = q.data();
       args.k = k.data();
@@ -334,7 +334,7 @@ TEST("offsets that do not fit the tensors are an error") {
     args.head_dim = args.q_stride = args.k_stride = args.v_stride = dtype == QF_F16 ? 64 : 32;
     for (const auto& bad : {std::vector<int32_t>{1, 2, 4}, {0, 3, 2}, {0, 2, 5}, {0, -1, 4}, {0, 2, 3}}) {
       for (const bool in_keys : {false, true}) {
-        const DeviceArray<int32_t> cu_q(in_keys ? good : bad), cu_k(in_keys ? bad : good);
+        const TypedArray<int32_t> cu_q(in_keys ? good : bad), cu_k(in_keys ? bad : good);
         args.cu_seqlens_q = cu_q.data();
         args.cu_seqlens_k = cu_k.data();
         CHECK_EQ(backend().attention(0, &args), QF_OK);
@@ -342,8 +342,8 @@ TEST("offsets that do not fit the tensors are an error") {
         CHECK(std::string(backend().last_error()).find("attention") != std::string::npos);
       }
     }
-    const DeviceArray<float> bias(std::vector<float>(4, 0.0f));
-    const DeviceArray<int32_t> cu(good);
+    const TypedArray<float> bias(std::vector<float>(4, 0.0f));
+    const TypedArray<int32_t> cu(good);
     args.cu_seqlens_q = args.cu_seqlens_k = cu.data();
     args.bias = bias.data();
     args.bias_q = 1;

@@ -1,6 +1,8 @@
-// Arrays on the emulated device for tests of ops: uploaded at construction, freed at the end of the scope.
+// Arrays in the memory of the emulated GPU, values of every activation dtype, and error bounds, for tests that compare
+// an op with a double reference.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -16,96 +18,120 @@ namespace qformer::test {
 
 inline const QfBackend& backend() { return *qformer_backend(QF_BACKEND_ABI); }
 
-// `count` elements of `V`; no element is as good as any other: the pointer is never null.
-template <class V>
+// Half a unit of the last place, relative: what rounding to `dtype` may cost.
+inline double roundoff(int32_t dtype) { return dtype == QF_F16 ? 0x1p-11 : dtype == QF_BF16 ? 0x1p-8 : 0x1p-24; }
+
+inline float rounded(float x, int32_t dtype) {
+  if (dtype == QF_F16) return cuda::prims::to_float(cuda::prims::from_float<cuda::prims::Half>(x));
+  if (dtype == QF_BF16) return cuda::prims::to_float(cuda::prims::from_float<cuda::prims::BFloat16>(x));
+  return x;
+}
+inline std::vector<float> rounded(std::vector<float> values, int32_t dtype) {
+  for (float& x : values) x = rounded(x, dtype);
+  return values;
+}
+
+// Bytes on the device. `offset` shifts the start, to make rows that begin anywhere.
+class DeviceBytes {
+ public:
+  explicit DeviceBytes(size_t bytes, size_t offset = 0) : bytes_(bytes + offset), offset_(offset) {
+    CHECK_EQ(backend().alloc(0, bytes_ == 0 ? 1 : bytes_, &data_), QF_OK);
+  }
+  ~DeviceBytes() { backend().free(0, data_, bytes_ == 0 ? 1 : bytes_); }
+  DeviceBytes(const DeviceBytes&) = delete;
+
+  void* data() const { return static_cast<char*>(data_) + offset_; }
+  size_t size() const { return bytes_ - offset_; }
+  void upload(const void* from) {
+    if (size() > 0) CHECK_EQ(backend().upload(0, data(), from, size()), QF_OK);
+  }
+  std::vector<uint8_t> download() const {
+    std::vector<uint8_t> out(size());
+    if (size() > 0) CHECK_EQ(backend().download(0, out.data(), data(), size()), QF_OK);
+    return out;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_, offset_;
+};
+
+inline std::vector<uint8_t> encoded(const std::vector<float>& values, int32_t dtype) {
+  std::vector<uint8_t> bytes(values.size() * qf_dtype_size(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == QF_F32) {
+      memcpy(&bytes[4 * i], &values[i], 4);
+    } else {
+      const uint16_t bits = dtype == QF_F16 ? cuda::prims::from_float<cuda::prims::Half>(values[i]).bits
+                                            : cuda::prims::from_float<cuda::prims::BFloat16>(values[i]).bits;
+      memcpy(&bytes[2 * i], &bits, 2);
+    }
+  }
+  return bytes;
+}
+
+// Floats kept as `dtype`; `offset` in elements.
 class DeviceArray {
  public:
-  explicit DeviceArray(size_t count) : count_(count) { CHECK_EQ(backend().alloc(0, capacity(), &data_), QF_OK); }
-  DeviceArray(const std::vector<V>& values) : DeviceArray(values.size()) { write(values); }
-  ~DeviceArray() { backend().free(0, data_, capacity()); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  V* data() const { return static_cast<V*>(data_); }
-  size_t size() const { return count_; }
-  void write(const std::vector<V>& values) {
-    if (!values.empty()) CHECK_EQ(backend().upload(0, data_, values.data(), values.size() * sizeof(V)), QF_OK);
+  DeviceArray(const std::vector<float>& values, int32_t dtype, size_t offset = 0)
+      : bytes_(values.size() * qf_dtype_size(dtype), offset * qf_dtype_size(dtype)), dtype_(dtype) {
+    bytes_.upload(encoded(values, dtype).data());
   }
-  std::vector<V> read() const {
-    std::vector<V> values(count_);
-    if (count_ > 0) CHECK_EQ(backend().download(0, values.data(), data_, count_ * sizeof(V)), QF_OK);
+  void* data() const { return bytes_.data(); }
+  float* floats() const { return static_cast<float*>(bytes_.data()); }
+  std::vector<uint8_t> bytes() const { return bytes_.download(); }
+  std::vector<float> read() const {
+    const std::vector<uint8_t> bytes = bytes_.download();
+    std::vector<float> values(bytes.size() / qf_dtype_size(dtype_));
+    for (size_t i = 0; i < values.size(); ++i) {
+      uint16_t bits = 0;
+      if (dtype_ == QF_F32) {
+        memcpy(&values[i], &bytes[4 * i], 4);
+        continue;
+      }
+      memcpy(&bits, &bytes[2 * i], 2);
+      values[i] = dtype_ == QF_F16 ? cuda::prims::to_float(cuda::prims::Half{bits})
+                                   : cuda::prims::to_float(cuda::prims::BFloat16{bits});
+    }
     return values;
   }
 
  private:
-  size_t capacity() const { return (count_ > 0 ? count_ : 1) * sizeof(V); }
-  void* data_ = nullptr;
-  size_t count_;
+  DeviceBytes bytes_;
+  int32_t dtype_;
 };
 
-// What a value becomes in f32, f16 or bf16.
-inline float rounded(int32_t dtype, float value) {
-  if (dtype == QF_F16) return cuda::to_float(cuda::from_float<cuda::Half>(value));
-  if (dtype == QF_BF16) return cuda::to_float(cuda::from_float<cuda::BFloat16>(value));
-  return value;
-}
-
-// Floats stored as f32, f16 or bf16. `values` holds them as the device sees them, after rounding.
-class FloatArray {
+class DeviceInts {
  public:
-  FloatArray(int32_t dtype, size_t count) : dtype_(dtype), bytes_(count * qf_dtype_size(dtype)), count_(count) {}
-  FloatArray(int32_t dtype, std::vector<float> data) : FloatArray(dtype, data.size()) {
-    values = std::move(data);
-    std::vector<uint8_t> bytes(bytes_.size());
-    for (size_t i = 0; i < count_; ++i) {
-      values[i] = rounded(dtype, values[i]);
-      if (dtype == QF_F32) {
-        memcpy(&bytes[i * 4], &values[i], 4);
-      } else {
-        const uint16_t bits = dtype == QF_F16 ? cuda::from_float<cuda::Half>(values[i]).bits
-                                              : cuda::from_float<cuda::BFloat16>(values[i]).bits;
-        memcpy(&bytes[i * 2], &bits, 2);
-      }
-    }
-    bytes_.write(bytes);
-  }
-
-  int32_t dtype() const { return dtype_; }
-  size_t size() const { return count_; }
-  void* data() const { return bytes_.data(); }
-  // Address of element `i`.
-  void* at(int64_t i) const { return bytes_.data() + i * static_cast<int64_t>(qf_dtype_size(dtype_)); }
-  std::vector<float> read() const {
-    const std::vector<uint8_t> bytes = bytes_.read();
-    std::vector<float> floats(count_);
-    for (size_t i = 0; i < count_; ++i) {
-      uint16_t bits = 0;
-      if (dtype_ != QF_F32) memcpy(&bits, &bytes[i * 2], 2);
-      if (dtype_ == QF_F32) memcpy(&floats[i], &bytes[i * 4], 4);
-      if (dtype_ == QF_F16) floats[i] = cuda::to_float(cuda::Half{bits});
-      if (dtype_ == QF_BF16) floats[i] = cuda::to_float(cuda::BFloat16{bits});
-    }
-    return floats;
-  }
-
-  std::vector<float> values;
+  explicit DeviceInts(const std::vector<int32_t>& values) : bytes_(values.size() * 4) { bytes_.upload(values.data()); }
+  int32_t* data() const { return static_cast<int32_t*>(bytes_.data()); }
 
  private:
-  int32_t dtype_;
-  DeviceArray<uint8_t> bytes_;
-  size_t count_;
+  DeviceBytes bytes_;
 };
 
-// The largest distance of two equally long rows of numbers; NaN where either has one.
-template <class A, class B>
-double max_difference(const std::vector<A>& a, const std::vector<B>& b) {
-  CHECK_EQ(a.size(), b.size());
-  double worst = 0.0;
-  for (size_t i = 0; i < a.size() && i < b.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(difference <= worst)) worst = difference;
+// rows of `cols` values, `ld` apart; the gap holds NaN, so that whoever reads it is found out.
+inline std::vector<float> strided(const std::vector<float>& dense, int64_t rows, int64_t cols, int64_t ld) {
+  std::vector<float> out(static_cast<size_t>(rows * ld), NAN);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) out[static_cast<size_t>(r * ld + c)] = dense[static_cast<size_t>(r * cols + c)];
+  return out;
+}
+
+// One failed check with the first place and the number of places where |actual - expected| > tolerance (or NaN).
+inline void check_close(const std::vector<float>& actual, const std::vector<double>& expected,
+                        const std::vector<double>& tolerance, const std::string& what) {
+  CHECK_EQ(actual.size(), expected.size());
+  size_t bad = 0, first = 0;
+  for (size_t i = 0; i < expected.size() && i < actual.size(); ++i) {
+    if (std::abs(actual[i] - expected[i]) <= tolerance[i]) continue;
+    if (bad++ == 0) first = i;
   }
-  return worst;
+  if (bad == 0) return;
+  fail(__FILE__, __LINE__,
+       what + ": " + std::to_string(bad) + " of " + std::to_string(expected.size()) + " wrong, first at " +
+           std::to_string(first) + ": got " + std::to_string(actual[first]) + ", expected " +
+           std::to_string(expected[first]) + " within " + std::to_string(tolerance[first]));
 }
 
 }  // namespace qformer::test

@@ -1,0 +1,95 @@
+// The ops linear and gated_linear on the GEMM (gemm.h).
+//
+// The norm of the rows, where one is asked for, runs before a GEMM as the op rms_norm into scratch, rounded to dtype:
+// every block of the GEMM reads the rows again, so normalising them once is cheaper than in each block.
+#include "entry.h"
+#include "gemm.h"
+
+namespace qformer::cuda {
+namespace {
+
+constexpr size_t kScratchAlignment = 256;
+
+QfStatus check_sizes(const char* name, int64_t m, int64_t n, int64_t k) {
+  constexpr int64_t kMax = (int64_t{1} << 31) - 512;  // tiles overhang
+  if (m <= kMax && n <= kMax && k <= kMax) return QF_OK;
+  return fail(QF_UNSUPPORTED, "%s: [%lld, %lld] x [%lld, %lld] is too large, no size may exceed %lld", name,
+              static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(n),
+              static_cast<long long>(k), static_cast<long long>(kMax));
+}
+
+struct Norm {
+  const float* weight;  // [k] or null
+  float eps;
+};
+
+// Normalises x into the head of the op's scratch where `norm` says so, then runs the product.
+QfStatus run_normed(int32_t device, const char* name, GemmArgs args, Norm norm, int32_t dtype, int32_t w_dtype) {
+  DeviceContext& context = context_of(device);
+  void* workspace = nullptr;
+  size_t normed_bytes = 0;
+  QfRmsNorm rms{};
+  if (norm.weight != nullptr) {
+    normed_bytes = static_cast<size_t>(args.m) * static_cast<size_t>(args.k) * qf_dtype_size(dtype);
+    normed_bytes = (normed_bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
+    rms = {args.x, norm.weight, nullptr, args.m, args.k, args.ldx, norm.eps, dtype};
+    args.ldx = args.k;
+    args.x = nullptr;  // stands for the scratch, which is aligned as well
+  }
+  const size_t bytes = normed_bytes + gemm_workspace(context, args, dtype);
+  if (bytes > 0) {
+    if (const QfStatus status = context.scratch(bytes, &workspace); status != QF_OK) return status;
+  }
+  if (norm.weight != nullptr) {
+    rms.y = workspace;
+    args.x = workspace;
+    if (const QfStatus status = rms_norm(device, &rms); status != QF_OK) return status;
+  }
+  return run_gemm(context, name, args, dtype, w_dtype, static_cast<char*>(workspace) + normed_bytes);
+}
+
+}  // namespace
+
+QfStatus linear(int32_t device, const QfLinear* args) {
+  if (args->m <= 0 || args->n <= 0) return QF_OK;
+  if (const QfStatus status = check_sizes("linear", args->m, args->n, args->k); status != QF_OK) return status;
+  GemmArgs gemm{};
+  gemm.x = args->x;
+  gemm.w = args->w;
+  gemm.bias = args->bias;
+  gemm.residual = args->residual;
+  gemm.y = args->y;
+  gemm.ldx = args->ldx;
+  gemm.ldw = args->ldw;
+  gemm.ldr = args->ldr;
+  gemm.ldy = args->ldy;
+  gemm.m = static_cast<int32_t>(args->m);
+  gemm.n = static_cast<int32_t>(args->n);
+  gemm.k = static_cast<int32_t>(args->k);
+  gemm.activation = args->activation;
+  gemm.y_f32 = gemm.residual_f32 = args->y_dtype == QF_F32;
+  gemm.round_x_to_bf16 = args->math == QF_MATH_BF16 && args->w_dtype == QF_BF16;
+  return run_normed(device, "linear", gemm, {args->norm_weight, args->norm_eps}, args->dtype, args->w_dtype);
+}
+
+QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
+  if (args->m <= 0 || args->n <= 0) return QF_OK;
+  if (const QfStatus status = check_sizes("gated_linear", args->m, args->n, args->k); status != QF_OK) return status;
+  GemmArgs gemm{};
+  gemm.x = args->x;
+  gemm.w = args->w_gate;
+  gemm.w_up = args->w_up;
+  gemm.y = args->y;
+  gemm.ldx = args->ldx;
+  gemm.ldw = args->ldw;
+  gemm.ldy = args->ldy;
+  gemm.m = static_cast<int32_t>(args->m);
+  gemm.n = static_cast<int32_t>(args->n);
+  gemm.k = static_cast<int32_t>(args->k);
+  gemm.activation = args->activation;
+  gemm.y_f32 = args->dtype == QF_F32;
+  gemm.round_x_to_bf16 = args->math == QF_MATH_BF16 && args->w_dtype == QF_BF16;
+  return run_normed(device, "gated_linear", gemm, {args->norm_weight, args->norm_eps}, args->dtype, args->w_dtype);
+}
+
+}  // namespace qformer::cuda
