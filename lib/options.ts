@@ -88,7 +88,10 @@ const signal = rule('an AbortSignal', (value) => value instanceof AbortSignal);
 const anything: Rule = () => undefined;
 
 const loadRules: Record<keyof LoadOptions, Rule> = {
-  device: rule('one of auto, cpu, cuda, cuda:N', (value) => /^(?:auto|cpu|cuda|cuda:\d{1,3})$/.test(String(value))),
+  // emulated: the GPU kernels on the host, for tests; there only where QFORMER_BACKENDS names its library
+  device: rule('one of auto, cpu, cuda, cuda:N', (value) =>
+    /^(?:auto|cpu|cuda|cuda:\d{1,3}|emulated)$/.test(String(value)),
+  ),
   dtype: rule('one of auto, f32, f16, bf16', (value) => /^(?:auto|f32|f16|bf16)$/.test(String(value))),
   threads: count(1024),
   kvCacheTokens: count(2 ** 31 - 1),

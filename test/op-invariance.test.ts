@@ -3,7 +3,7 @@
 
 import { afterAll, describe, expect, it } from 'vitest';
 import { Tensor, getThreads, ops, scope, setThreads, type Dtype } from '../lib/tensor/index.js';
-import { testDevices } from './support/devices.js';
+import { activationDtypes, testDevices } from './support/devices.js';
 import { expectNoLeaks } from './support/fixtures.js';
 import { noise } from './support/noise.js';
 
@@ -31,6 +31,69 @@ describe.each(testDevices)('on %s', (device) => {
     );
   const ints = (values: number[], shape = [values.length]): Tensor =>
     Tensor.fromArray(values, shape, { dtype: 'i32', device });
+
+  const halves = activationDtypes(device).filter((dtype) => dtype !== 'f32');
+  it.each(halves)('gives every row of a %s product the same bits at any m', (dtype) =>
+    scope(() => {
+      const [rows, k, n] = [131, 352, 72];
+      const x = random([rows, k], 1).cast(dtype);
+      const w = random([n, k], 2).cast(dtype);
+      const norm = { weight: random([k], 3), eps: 1e-6 };
+      const products = {
+        plain: (part: Tensor) => ops.linear(part, w, { activation: 'gelu' }),
+        normed: (part: Tensor) => ops.linear(part, w, { norm }),
+        gated: (part: Tensor) => ops.gatedLinear(part, w, w, { norm }),
+        logits: (part: Tensor) => ops.linear(part, w, { dtype: 'f32' }),
+      };
+      for (const [name, run] of Object.entries(products)) {
+        const all = run(x);
+        for (const m of [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 130]) {
+          expectSameBits(run(x.slice(0, 0, m)), all.slice(0, 0, m), `${name}, m = ${m}`);
+          expectSameBits(run(x.slice(0, rows - m, rows)), all.slice(0, rows - m, rows), `${name}, the last ${m}`);
+        }
+      }
+    }),
+  );
+
+  it.each(halves)('does so along 3000 columns, where a GPU shares a sum among its cores (%s)', (dtype) =>
+    scope(() => {
+      const [x, w] = [random([80, 3000], 4).cast(dtype), random([24, 3000], 5).cast(dtype)];
+      const all = ops.linear(x, w);
+      for (const m of [1, 16, 33, 64]) {
+        expectSameBits(ops.linear(x.slice(0, 0, m), w), all.slice(0, 0, m), `m = ${m}`);
+      }
+    }),
+  );
+
+  it.each(halves)('gives %s queries over pages the same bits in one prefill, in chunks and token by token', (dtype) =>
+    scope(() => {
+      const [tokens, heads, kvHeads, headDim, blockSize] = [150, 4, 2, 64, 16];
+      const blocks = Math.ceil(tokens / blockSize);
+      const [q, k, v] = [heads, kvHeads, kvHeads].map((h, i) => random([tokens, h, headDim], i + 1).cast(dtype)) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const cache = () => Tensor.zeros([blocks, blockSize, kvHeads, headDim], { device, dtype });
+      const [kCache, vCache] = [cache(), cache()];
+      ops.kvAppend(k, v, kCache, vCache, ints(Array.from({ length: tokens }, (_, t) => t)));
+      const attend = (from: number, to: number) =>
+        ops.pagedAttention(q.slice(0, from, to), kCache, vCache, {
+          cuSeqlensQ: ints([0, to - from]),
+          blockTable: ints(
+            Array.from({ length: blocks }, (_, i) => i),
+            [1, blocks],
+          ),
+          contextLens: ints([to]),
+          scale: 0.125,
+        });
+      const whole = attend(0, tokens);
+      const cuts = [0, 1, 2, 17, 64, 65, 129, 149, tokens];
+      cuts.slice(1).forEach((end, i) => {
+        expectSameBits(attend(cuts[i]!, end), whole.slice(0, cuts[i]!, end), `tokens ${cuts[i]} to ${end}`);
+      });
+    }),
+  );
 
   describe.each(['f32', 'f16', 'bf16'] as Dtype[])('linear with %s weights', (dtype) => {
     it.each(['f32', 'bf16'] as const)('gives every row the same bits at any m, in %s math', (math) =>

@@ -31,16 +31,19 @@ export interface LoadOptions extends Partial<EngineLimits> {
   decodeGraphs?: boolean;
   imageCacheBytes?: number;
   dir?: string;
+  device?: string;
+  dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
 }
 
 export async function loadEngine(name: string, options: LoadOptions = {}): Promise<LoadedEngine> {
   const checkpoint = openCheckpoint(options.dir ?? fixturePath(name));
-  const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto' });
+  const device = options.device ?? 'cpu';
+  const weights = new Weights(checkpoint, { device, dtype: options.dtype ?? 'auto' });
   const model = createModel(checkpoint, weights);
   await weights.load();
   const kvPool = new KvPool(model.languageModel, {
-    device: 'cpu',
-    dtype: options.kvDtype ?? 'f32',
+    device,
+    dtype: options.kvDtype ?? weights.activations,
     tokens: options.kvCacheTokens ?? 4096,
     maxBatchSize: 8,
     maxBytes: 2 ** 30,
@@ -56,11 +59,11 @@ export async function loadEngine(name: string, options: LoadOptions = {}): Promi
   const maxContext = Math.min(limits.maxPositions, limits.numBlocks * limits.blockSize);
   const { preprocessor } = checkpoint;
   const imageEncoder =
-    preprocessor && new ImageEncoder(model, preprocessor, 'cpu', options.imageCacheBytes ?? 64 * 2 ** 20);
+    preprocessor && new ImageEncoder(model, preprocessor, device, options.imageCacheBytes ?? 64 * 2 ** 20);
   const runner = new ModelRunner({
     model,
     kvPool,
-    device: 'cpu',
+    device,
     maxContext,
     ...(imageEncoder && { imageEncoder }),
     ...(options.decodeGraphs !== undefined && { decodeGraphs: options.decodeGraphs }),

@@ -9,7 +9,7 @@ import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import type { BatchInputs, KvCache, LanguageModel, VisionLanguageModel } from '../../lib/models/model.js';
 import { createModel } from '../../lib/models/registry.js';
 import { Weights, type WeightsOptions } from '../../lib/models/weights.js';
-import { ops, scope, Tensor } from '../../lib/tensor/index.js';
+import { ops, scope, Tensor, type Dtype } from '../../lib/tensor/index.js';
 import { fixturePath } from './fixtures.js';
 
 /** A loaded model; the caller disposes it. */
@@ -60,13 +60,16 @@ export class PagedSequences {
   readonly kvCache: KvCache;
   readonly #tables: number[][];
   readonly #lengths: number[];
+  readonly #device: string;
 
   constructor(
     readonly model: LanguageModel,
     sequences: number,
     capacity: number,
     readonly blockSize = 7,
+    { device, dtype }: { device: string; dtype: Dtype } = { device: 'cpu', dtype: 'f32' },
   ) {
+    this.#device = device;
     const perSequence = Math.ceil(capacity / blockSize);
     const blocks = sequences * perSequence;
     const shape = [blocks + 1, blockSize, model.numKvHeads, model.headDim];
@@ -77,7 +80,9 @@ export class PagedSequences {
     this.#lengths = new Array<number>(sequences).fill(0);
     this.kvCache = {
       blockSize,
-      layers: Array.from({ length: model.numLayers }, () => ({ k: Tensor.zeros(shape), v: Tensor.zeros(shape) })),
+      layers: Array.from({ length: model.numLayers }, () => {
+        return { k: Tensor.zeros(shape, { device, dtype }), v: Tensor.zeros(shape, { device, dtype }) };
+      }),
     };
   }
 
@@ -91,20 +96,21 @@ export class PagedSequences {
     });
     counts.forEach((count, s) => (this.#lengths[s]! += count));
     const starts = counts.map((_, s) => counts.slice(0, s).reduce((sum, count) => sum + count, 0));
+    const ints = (values: readonly number[]) => idTensor(values, this.#device);
     return {
-      positions: idTensor(positions),
-      cuSeqlensQ: idTensor([...starts, positions.length]),
-      slotMapping: idTensor(slots),
-      blockTable: idTensor(this.#tables.flat()).reshape([counts.length, this.#tables[0]!.length]),
-      contextLens: idTensor(this.#lengths),
+      positions: ints(positions),
+      cuSeqlensQ: ints([...starts, positions.length]),
+      slotMapping: ints(slots),
+      blockTable: ints(this.#tables.flat()).reshape([counts.length, this.#tables[0]!.length]),
+      contextLens: ints(this.#lengths),
       kvCache: this.kvCache,
     };
   }
 }
 
 /** Integers as a tensor: [n] i32. */
-export function idTensor(ids: readonly number[]): Tensor {
-  return Tensor.fromArray(Int32Array.from(ids), [ids.length]);
+export function idTensor(ids: readonly number[], device = 'cpu'): Tensor {
+  return Tensor.fromArray(Int32Array.from(ids), [ids.length], { device });
 }
 
 /** What `greedy` returns: logits of every prompt position [tokens, vocab], then the chosen ids and their log-probabilities. */
@@ -124,7 +130,8 @@ export function greedy(
   return scope(() => {
     const embeds = embed();
     const tokens = embeds.shape[0]!;
-    const sequence = new PagedSequences(model, 1, tokens + maxNewTokens);
+    const { device } = embeds;
+    const sequence = new PagedSequences(model, 1, tokens + maxNewTokens, 7, { device, dtype: embeds.dtype });
     const promptLogits = new Float32Array(tokens * model.vocabSize);
     for (let start = 0; start < tokens; start += chunk) {
       const end = Math.min(start + chunk, tokens);
@@ -139,7 +146,9 @@ export function greedy(
       ids.push(id);
       logprobs.push(logProbabilities(logits)[id]!);
       if (eos.includes(id)) break;
-      logits = scope(() => model.logits(model.forward(model.embed(idTensor([id])), sequence.next([1]))).toFloat32());
+      logits = scope(() =>
+        model.logits(model.forward(model.embed(idTensor([id], device)), sequence.next([1]))).toFloat32(),
+      );
     }
     return { promptLogits, ids, logprobs };
   });

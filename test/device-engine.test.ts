@@ -1,0 +1,101 @@
+// The engine on every device and in every dtype it computes in: reference ids in f32, and in each dtype the promise that a
+// request's bytes depend on the request alone: not on the others in the batch, on chunks, nor on recorded graphs.
+
+import { describe, expect, it } from 'vitest';
+import { liveTensors } from '../lib/tensor/index.js';
+import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
+import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './support/engine-models.js';
+import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
+import { Goldens } from './support/fixtures.js';
+
+expectDevices();
+
+const VICUNA = 'instructblip-vicuna-tiny';
+const LLAMA = 'llama-gqa-tiny';
+const runs = testDevices.flatMap((device) =>
+  activationDtypes(device).map((dtype) => ({ device, dtype: dtype as 'f32' | 'f16' | 'bf16' })),
+);
+
+describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
+  const tokens = isEmulated(device) ? 5 : 12;
+
+  async function withEngine(name: string, options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
+    const before = liveTensors();
+    const loaded = await loadEngine(name, { device, dtype, kvCacheTokens: 512, ...options });
+    try {
+      use(loaded);
+      expect(loaded.engine.blocks.inUse).toBe(0);
+    } finally {
+      loaded.dispose();
+    }
+    expect(liveTensors()).toBe(before);
+  }
+
+  const run = ({ engine, model }: LoadedEngine, requests: readonly IdsRequest[]): string[] => {
+    requests.forEach((request, id) => engine.add(idsSequence(id, model, request)));
+    const results = finishAll(engine);
+    return requests.map((_, id) => {
+      const { tokenIds, logprobs } = results.get(id)!;
+      return JSON.stringify({ tokenIds, logprobs });
+    });
+  };
+
+  async function vicunaRequests(): Promise<IdsRequest[]> {
+    const goldens = new Goldens(VICUNA, 'expected.safetensors');
+    return Promise.all(
+      ['c0', 'c3'].map(async (name, i) => ({
+        ids: goldens.ids(`${name}.input_ids`),
+        images: [await readImage(`${fixturePath(VICUNA)}/images/img${i}.png`)],
+        instructionIds: goldens.ids(`${name}.qformer_input_ids`),
+        params: { maxNewTokens: tokens, logprobs: 2 },
+      })),
+    );
+  }
+
+  function llamaRequests(): IdsRequest[] {
+    const goldens = new Goldens(LLAMA, 'expected.safetensors');
+    const ids = (name: string) => goldens.ids(`${name}.input_ids`);
+    const long = goldens.ids('long.input_ids').slice(0, 40);
+    return [
+      { ids: ids('short0'), params: { maxNewTokens: tokens, logprobs: 2 } },
+      { ids: ids('short1'), params: { maxNewTokens: tokens + 2, logprobs: 2, temperature: 0.8, topK: 20, seed: 7 } },
+      { ids: long, params: { maxNewTokens: tokens, logprobs: 2, repetitionPenalty: 1.2, temperature: 1, topP: 0.9 } },
+    ];
+  }
+
+  it.runIf(dtype === 'f32')(
+    'gives the reference ids of a question about an image',
+    async () => {
+      const [request] = await vicunaRequests();
+      const expected = new Goldens(VICUNA, 'expected.safetensors').ids('c0.greedy_ids').slice(0, tokens);
+      await withEngine(VICUNA, {}, (loaded) => {
+        const [result] = run(loaded, [request!]);
+        expect((JSON.parse(result!) as { tokenIds: number[] }).tokenIds).toEqual(expected);
+      });
+    },
+    120_000,
+  );
+
+  it('answers questions about images together as one by one', async () => {
+    const requests = await vicunaRequests();
+    await withEngine(VICUNA, {}, (loaded) => {
+      const alone = requests.map((request) => run(loaded, [request])[0]);
+      expect(run(loaded, requests)).toEqual(alone);
+    });
+  }, 120_000);
+
+  it('continues texts alone, together, in chunks and without recorded graphs with the same bytes', async () => {
+    const requests = llamaRequests();
+    let alone: (string | undefined)[] = [];
+    await withEngine(LLAMA, {}, (loaded) => {
+      alone = requests.map((request) => run(loaded, [request])[0]);
+      expect(run(loaded, requests), 'together').toEqual(alone);
+    });
+    await withEngine(LLAMA, { maxStepTokens: 9, prefixCache: false }, (loaded) => {
+      expect(run(loaded, requests), 'in chunks').toEqual(alone);
+    });
+    await withEngine(LLAMA, { decodeGraphs: false }, (loaded) => {
+      expect(run(loaded, requests), 'without graphs').toEqual(alone);
+    });
+  }, 120_000);
+});
