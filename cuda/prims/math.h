@@ -56,3 +56,16 @@ QF_DEVICE int32_t warp_max(int32_t x) {
 }  // namespace qformer::cuda::prims
 
 #endif
+
+namespace qformer::cuda::prims {
+
+// x * y rounded on its own: never fused with a sum that takes it. Kernels that must agree bit for bit use it.
+QF_DEVICE float mul_rn(float x, float y) {
+#if QF_DEVICE_ARCH > 0
+  return __fmul_rn(x, y);
+#else
+  return x * y;
+#endif
+}
+
+}  // namespace qformer::cuda::prims
