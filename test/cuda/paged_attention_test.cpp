@@ -3,8 +3,8 @@
 #include <numeric>
 
 #include "attention_reference.h"
-#include "float_array.h"
 #include "emulator/launch.h"
+#include "float_array.h"
 #include "random_data.h"
 
 using namespace qformer::test;
