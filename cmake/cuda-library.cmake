@@ -15,6 +15,11 @@ list(TRANSFORM QFORMER_CUDA_ARCHITECTURES APPEND -real OUTPUT_VARIABLE architect
 list(GET QFORMER_CUDA_ARCHITECTURES -1 newest)
 list(APPEND architectures ${newest}-virtual)
 
+# The host sources of the kernel families share headers with kernels, so they need the CUDA compiler too; runtime/ does not.
+set(family_sources ${host_sources})
+list(FILTER family_sources EXCLUDE REGEX "/cuda/runtime/")
+set_source_files_properties(${family_sources} PROPERTIES LANGUAGE CUDA)
+
 set(name qformer_cuda${cuda_major})
 add_library(${name} SHARED ${kernel_sources} ${host_sources})
 set_target_properties(${name} PROPERTIES

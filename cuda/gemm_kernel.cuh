@@ -45,7 +45,8 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(Tile::kThreads, Tile::kThreads == 128 && !kSeria
     const TileLoader<T, Tile, kGated, kAligned> loader(args, row, column);
     run_main_loop<T, Tile, kGated, kSerial>(args, loader, k_begin, k_end, ring, sums);
   }
-  if constexpr (!kGated) {
+  // Gated products are never cut, and the tiles with 128 sums a thread have no registers left to add chunks up with.
+  if constexpr (!kGated && Tile::kAccumulators <= 64) {
     if (chunks > 1 && !reduce_chunks<Tile>(args, chunks, sums, words + kLastWord)) return;
   }
   // The ring is free: run_main_loop ended with a barrier.

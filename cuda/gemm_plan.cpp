@@ -66,6 +66,7 @@ bool serves(const TileEntry& tile, const GemmArgs& args, bool aligned, int32_t c
     case GemmKernel::kUnaligned:
       return !aligned;
     case GemmKernel::kLarge:
+    case GemmKernel::kMedium:
       return aligned && chunks == 1;
     case GemmKernel::kSerial:
       return aligned && chunks > 1;

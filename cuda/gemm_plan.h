@@ -10,8 +10,8 @@
 namespace qformer::cuda {
 
 enum class GemmKernel {
-  kLarge,      // 128 × 256: most reuse, one block per multiprocessor
-  kMedium,     // 128 × 128
+  kLarge,      // 128 × 256: most reuse, one block per multiprocessor; one chunk
+  kMedium,     // 128 × 128, one chunk
   kSerial,     // 128 × 128, chunks one after the other
   kTall,       // 128 × 64
   kSmall,      // 64 × 64: most blocks

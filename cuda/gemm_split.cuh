@@ -17,16 +17,16 @@ QF_DEVICE bool reduce_chunks(const GemmArgs& args, int chunks, Accumulators<Tile
   const int64_t tiles = static_cast<int64_t>(args.tiles_m) * args.tiles_n;
   const int64_t tile = static_cast<int64_t>(blockIdx.x);
   constexpr int kTileElements = Tile::kAccumulators * Tile::kThreads;
-  const Global<float> partials(args.partials);
-  const auto position = [&](int64_t chunk, int quad) {
-    return (chunk * tiles + tile) * kTileElements + (quad * Tile::kThreads + thread) * 4;
-  };
+  // This thread's sums of the first chunk; four of them, a quad, are stored at a time.
+  const Global<float> partials = Global<float>(args.partials) + (tile * kTileElements + thread * 4);
+  const int64_t chunk_stride = tiles * kTileElements;
+  const Global<float> own = partials + static_cast<int64_t>(blockIdx.y) * chunk_stride;
 #pragma unroll
   for (int i = 0; i < Tile::kMmaM; ++i) {
 #pragma unroll
     for (int j = 0; j < Tile::kMmaN; ++j) {
       const Vec<float, 4> quad{{sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]}};
-      partials.store_vec<4>(position(static_cast<int64_t>(blockIdx.y), i * Tile::kMmaN + j), quad);
+      own.template store_vec<4>((i * Tile::kMmaN + j) * Tile::kThreads * 4, quad);
     }
   }
   __syncthreads();
@@ -39,12 +39,13 @@ QF_DEVICE bool reduce_chunks(const GemmArgs& args, int chunks, Accumulators<Tile
   if (flag.load(0) == 0) return false;
   __threadfence();
   clear<Tile>(sums);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  Global<float> from = partials;
+  for (int chunk = 0; chunk < chunks; ++chunk, from = from + chunk_stride) {
 #pragma unroll
     for (int i = 0; i < Tile::kMmaM; ++i) {
 #pragma unroll
       for (int j = 0; j < Tile::kMmaN; ++j) {
-        const Vec<float, 4> quad = partials.load_vec<4>(position(chunk, i * Tile::kMmaN + j));
+        const Vec<float, 4> quad = from.template load_vec<4>((i * Tile::kMmaN + j) * Tile::kThreads * 4);
 #pragma unroll
         for (int e = 0; e < 4; ++e) sums[i][j][e] += quad[e];
       }

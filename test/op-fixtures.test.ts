@@ -154,8 +154,7 @@ describe.each(testDevices)('on %s', (device) => {
 
   describe('attention', () => {
     const { goldens, cases } = load<{ scale: number; op: string; lengths?: number[] }>('attention');
-    // the additive position bias of T5 belongs to a model that is not supported yet
-    it.each(cases.filter((c) => c.prefix !== 't5_bias.'))('$prefix $op', (c) =>
+    it.each(cases)('$prefix $op', (c) =>
       scope(() => {
         const [batch, heads, lq, dim] = goldens.get(`${c.prefix}q`).shape as [number, number, number, number];
         const [, kvHeads, lk] = goldens.get(`${c.prefix}k`).shape as [number, number, number, number];
@@ -178,6 +177,7 @@ describe.each(testDevices)('on %s', (device) => {
             cuSeqlensK: ints(offsets(rows.k)),
             scale: c.scale,
             mask: c.op.includes('causal') ? 'causal' : 'full',
+            ...(c.prefix === 't5_bias.' && { bias: upload(goldens, 't5_bias.bias').reshape([heads, lq, lk]) }),
           },
         );
         const wanted = rows.q.flat().flatMap((row) => {

@@ -14,13 +14,15 @@ import { soakTraffic } from './traffic.js';
 
 const USAGE = `npm run soak -- [options]
   --loads N        load/dispose cycles (default 1000)
-  --requests N     requests on one model (default 10000)
+  --warm-up N      requests before those, until every cache is at its bound (default 6000)
+  --requests N     requests on one model, over which memory is judged (default 10000)
   --concurrent N   requests compared with one-by-one answers (default 64)
   --readings N     memory readings of each part (default 40)
   --model DIR      checkpoint folder (default: the demonstration model)`;
 
 interface Options {
   loads: number;
+  warmUp: number;
   requests: number;
   concurrent: number;
   readings: number;
@@ -31,6 +33,7 @@ async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       loads: { type: 'string', default: '1000' },
+      'warm-up': { type: 'string', default: '6000' },
       requests: { type: 'string', default: '10000' },
       concurrent: { type: 'string', default: '64' },
       readings: { type: 'string', default: '40' },
@@ -39,13 +42,14 @@ async function main(): Promise<void> {
     },
   });
   if (values.help) return console.log(USAGE);
-  const [loads, requests, concurrent, readings] = [
+  const [loads, warmUp, requests, concurrent, readings] = [
     values.loads,
+    values['warm-up'],
     values.requests,
     values.concurrent,
     values.readings,
-  ].map(count) as [number, number, number, number];
-  await soak({ loads, requests, concurrent, readings, model: values.model });
+  ].map(count) as [number, number, number, number, number];
+  await soak({ loads, warmUp, requests, concurrent, readings, model: values.model });
 }
 
 function count(text: string): number {
@@ -91,31 +95,47 @@ async function concurrentPart({ concurrent, model: dir }: Options, problems: str
   }
 }
 
-async function trafficPart({ requests, readings, model: dir }: Options, problems: string[]): Promise<unknown> {
+// The KV pool takes memory from the system block by block, as prompts that nobody has asked before fill it. Here it is
+// small, so that the warm-up fills it and what is judged is growth for which there is no bound.
+const KV_CACHE_TOKENS = 2048;
+
+async function trafficPart(options: Options, problems: string[]): Promise<unknown> {
+  const { warmUp, requests, readings, model: dir } = options;
   if (requests === 0) return undefined;
   const { loadModel } = await importPackage();
-  const model = await loadModel(dir);
-  const log = new ReadingLog(`requests`);
+  const model = await loadModel(dir, { kvCacheTokens: KV_CACHE_TOKENS });
+  const warming = new ReadingLog('requests to warm up');
+  const log = new ReadingLog('requests');
+  const every = Math.ceil(requests / readings);
   try {
-    const traffic = await soakTraffic(model, requests, Math.ceil(requests / readings), log.add);
-    problems.push(...traffic.wrong);
-    const tensors = traffic.liveTensors.slice(Math.floor(traffic.liveTensors.length / 4));
-    const [low, high] = [Math.min(...tensors), Math.max(...tensors)];
+    const before = await soakTraffic(model, 0, warmUp, every * 4, warming.add);
+    const { blocksEvicted, blocksTotal, imageCacheBytes } = await model.stats();
+    console.log(
+      `after the warm-up: ${blocksEvicted} of the pool's ${blocksTotal} KV blocks given up for new ones, image cache ${imageCacheBytes} bytes`,
+    );
+    if (blocksEvicted === 0) problems.push('the warm-up did not fill the KV pool: give it more requests');
+    const traffic = await soakTraffic(model, warmUp, requests, every, log.add);
+    problems.push(...before.wrong, ...traffic.wrong);
+    const [low, high] = [Math.min(...traffic.liveTensors), Math.max(...traffic.liveTensors)];
     const { finished, cancelled, refused, tokens } = traffic;
     console.log(
       `${finished} finished, ${cancelled} cancelled, ${refused} refused, ${tokens} tokens; idle tensors ${low}–${high}`,
     );
-    return { ...traffic, readings: log.readings, flatness: log.judge(problems) };
+    const filled = { blocksEvicted, blocksTotal, imageCacheBytes, readings: warming.readings };
+    return { warmUp: filled, ...traffic, readings: log.readings, flatness: log.judge(problems) };
   } finally {
     await model.dispose();
   }
 }
 
+/** Part of the load/dispose cycles that may still grow. */
+const LOADS_WARM_UP = 0.25;
+
 async function loadsPart({ loads, readings, model: dir }: Options, problems: string[]): Promise<unknown> {
   if (loads === 0) return undefined;
   const log = new ReadingLog('load/dispose cycles');
   await soakLoads(await importPackage(), dir, loads, Math.ceil(loads / readings), log.add);
-  return { readings: log.readings, flatness: log.judge(problems) };
+  return { readings: log.readings, flatness: log.judge(problems, LOADS_WARM_UP) };
 }
 
 class ReadingLog {
@@ -129,8 +149,8 @@ class ReadingLog {
     console.log(`${String(reading.done).padStart(6)} ${this.of}: RSS ${rss} MiB, heap ${heap}, external ${external}`);
   };
 
-  judge(problems: string[]): unknown {
-    const flatness = judgeFlatness(this.readings);
+  judge(problems: string[], warmUp = 0): unknown {
+    const flatness = judgeFlatness(this.readings, warmUp);
     console.log(`${this.of}: ${describeFlatness(flatness)}`);
     if (!flatness.flat) problems.push(`memory over ${this.of}: ${describeFlatness(flatness)}`);
     return flatness;

@@ -18,17 +18,18 @@ export interface Traffic {
   wrong: string[];
 }
 
-/** `count` requests; a reading of memory, with the model idle, every `every` of them. */
+/** Requests number `first` to `first + count`; a reading of memory, with the model idle, before and every `every` of them. */
 export async function soakTraffic(
   model: Model,
+  first: number,
   count: number,
   every: number,
   report: (reading: Reading) => void,
 ): Promise<Traffic> {
   const traffic: Traffic = { finished: 0, cancelled: 0, refused: 0, tokens: 0, liveTensors: [], wrong: [] };
   report(await readMemory(0));
-  for (let start = 0; start < count; start += every) {
-    const end = Math.min(count, start + every);
+  for (let start = first; start < first + count; start += every) {
+    const end = Math.min(first + count, start + every);
     let next = start;
     const lane = async (): Promise<void> => {
       while (next < end) await oneRequest(model, next++, traffic);
@@ -38,7 +39,7 @@ export async function soakTraffic(
     traffic.liveTensors.push(stats.liveTensors);
     if (stats.running + stats.waiting > 0)
       traffic.wrong.push(`${stats.running + stats.waiting} requests left at ${end}`);
-    report(await readMemory(end));
+    report(await readMemory(end - first));
   }
   return traffic;
 }

@@ -28,6 +28,11 @@ struct AttentionJob {
   int32_t dtype;  // f32 | f16 | bf16
 
   float scale;
+
+  // Added to the scores, or null: token t and head h of the job add element j of bias + h * bias_head_stride + t *
+  // bias_stride to their score with key j.
+  const float* bias;
+  int64_t bias_head_stride, bias_stride;
 };
 
 // Bytes of working memory a job of `rows` rows needs; every part is a multiple of 64 bytes.

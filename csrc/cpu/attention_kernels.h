@@ -1,10 +1,11 @@
 // Per-ISA part of attention: one job (see attention_job.h) by online softmax over blocks of 64 keys.
 //
-// For each block: pack keys and values once, then for every tile of rows S = (scale q) Kᵀ, the running maximum m, p =
-// exp(S - m), l = l * exp(m_old - m) + sum(p), O = O * exp(m_old - m) + p V; at the end O / l. Scores never leave L1.
-// A row does the same arithmetic in the same order whatever its neighbours: blocks start at absolute multiples of 64,
-// masked keys are -inf in S and skipped in p V, and a block a row does not see multiplies by 1 and adds 0.
-// Traffic: K and V once per job, q and o once. Source: Milakov and Gimelshein 2018; Dao et al. 2022 (FlashAttention).
+// For each block: pack keys and values once, then for every tile of rows S = (scale q) Kᵀ + bias, the running maximum
+// m, p = exp(S - m), l = l * exp(m_old - m) + sum(p), O = O * exp(m_old - m) + p V; at the end O / l. Scores never
+// leave L1. A row does the same arithmetic in the same order whatever its neighbours: blocks start at absolute
+// multiples of 64, masked keys are -inf in S and skipped in p V, and a block a row does not see multiplies by 1 and
+// adds 0. Traffic: K and V once per job, q and o once. Source: Milakov and Gimelshein 2018; Dao et al. 2022
+// (FlashAttention).
 #pragma once
 
 #include "attention_job.h"
@@ -104,6 +105,14 @@ struct BlockView {
   int64_t seen_from;     // index in the block of the job's first key
 };
 
+inline void add_bias(const AttentionJob& job, int64_t r, const BlockView& block, int64_t end, float* scores) {
+  const float* bias = job.bias + r % job.group * job.bias_head_stride + r / job.group * job.bias_stride + block.first;
+  for (int64_t j = 0; j < end; j += kLanes) {
+    const int64_t count = end - j < kLanes ? end - j : kLanes;
+    store(scores + j, load(scores + j) + load_partial(bias + j, count));
+  }
+}
+
 template <int R>
 inline void attend_tile(const AttentionJob& job, const AttentionState& s, int64_t row, const BlockView& block) {
   int64_t seen_to[R];
@@ -118,6 +127,9 @@ inline void attend_tile(const AttentionJob& job, const AttentionState& s, int64_
   alignas(64) float scores[R * kKeyBlock];
   const float* q = s.q + row * s.padded;
   score_rows<R>(q, s.padded, s.keys, job.head_dim, vectors, scores);
+  if (job.bias != nullptr) {
+    for (int r = 0; r < R; ++r) add_bias(job, row + r, block, seen_to[r], scores + r * kKeyBlock);
+  }
   for (int r = 0; r < R; ++r) softmax_step(s, row + r, scores + r * kKeyBlock, block.seen_from, seen_to[r], vectors);
   // Limits do not fall from row to row: all rows share the first one's keys, the rest goes row by row.
   float* o = s.o + row * s.padded;

@@ -16,4 +16,7 @@ int32_t threads();
 // Sets that number for the whole process, clamped to [1, 1024].
 void set_threads(int32_t count);
 
+// Gives memory that malloc holds free back to the system, where malloc can. Tensor blocks kept for reuse stay.
+void trim_memory();
+
 }  // namespace qformer::cpu

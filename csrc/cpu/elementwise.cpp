@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/copy_plan.h"
 #include "backend/dtype.h"
 #include "error.h"
 #include "families.h"
@@ -30,31 +31,6 @@ void parallel_runs(int64_t rows, int64_t cols, double nanoseconds_per_element, c
       body(i / runs, first, std::min(kRun, cols - first));
     }
   });
-}
-
-// A copy with unit axes dropped and neighbouring axes merged where both sides allow it.
-struct CopyPlan {
-  int64_t shape[4] = {1, 1, 1, 1};
-  int64_t x_strides[4] = {0, 0, 0, 1};
-  int64_t y_strides[4] = {0, 0, 0, 1};
-};
-
-CopyPlan plan_copy(const QfCopy& a) {
-  CopyPlan plan;
-  int last = 4;
-  for (int axis = 3; axis >= 0; --axis) {
-    if (a.shape[axis] == 1) continue;
-    if (last < 4 && a.x_strides[axis] == plan.x_strides[last] * plan.shape[last] &&
-        a.y_strides[axis] == plan.y_strides[last] * plan.shape[last]) {
-      plan.shape[last] *= a.shape[axis];
-      continue;
-    }
-    --last;
-    plan.shape[last] = a.shape[axis];
-    plan.x_strides[last] = a.x_strides[axis];
-    plan.y_strides[last] = a.y_strides[axis];
-  }
-  return plan;
 }
 
 int64_t row_offset(const CopyPlan& plan, const int64_t* strides, int64_t row) {

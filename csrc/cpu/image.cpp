@@ -7,9 +7,9 @@
 #include <cstring>
 #include <memory>
 
+#include "backend/resample_axis.h"
 #include "families.h"
 #include "kernels.h"
-#include "resample_axis.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -17,6 +17,7 @@ namespace qformer::cpu {
 namespace {
 
 constexpr int64_t kRows = kResizeRows;
+static_assert(kResampleBits == ResampleAxis::kBits);
 
 // The source rows [first, first + count) that the vertical pass reads.
 struct RowRange {

@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kStreamRows = 16;
 constexpr int64_t kBlockRows = 288;
 constexpr int64_t kTaskColumns = 48;
+constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -84,9 +85,11 @@ void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
   const double bytes = static_cast<double>(call.k) * dot.w_size * (call.w_up != nullptr ? 2 : 1);
   const double products = static_cast<double>(call.k * call.m) * (call.w_up != nullptr ? 2 : 1);
   const int64_t grain = std::min<int64_t>(round_up(grain_for(std::max(bytes / 15, products / 30)), 8), 1024);
+  // Many columns at once: the weights are read as a few streams, and each should be long.
+  const int64_t columns = kStreamSums / call.m;
   parallel_for(call.n, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t column = begin; column < end; column += grain) {
-      stream_columns(call, dot, x, column, std::min(grain, end - column));
+    for (int64_t column = begin; column < end; column += columns) {
+      stream_columns(call, dot, x, column, std::min(columns, end - column));
     }
   });
 }

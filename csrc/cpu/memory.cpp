@@ -1,9 +1,15 @@
 // A model frees and allocates the same sizes at every step, and fresh pages cost a fault per 4 KiB: freed blocks wait
 // in a free list per size class. Classes are an eighth of a power of two apart, so a block wastes at most 12.5 %. The
-// lists hold at most kCacheLimit bytes; what does not fit goes back to the system.
+// lists hold at most kCacheLimit bytes; what does not fit goes back to the system. Large blocks are backed by huge
+// pages where the system grants them: a product that streams through 4-KiB pages loses a tenth of its bandwidth to
+// misses in the TLB.
 
 #include "memory.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cpu_backend.h"
 #include "error.h"
 
 namespace qformer::cpu {
@@ -22,6 +29,9 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kCacheLimit = size_t{256} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
+// Smaller blocks would waste much of their last huge page, or have none that is whole.
+constexpr size_t kHugeBlock = 2 * kHugePage;
 
 struct BlockCache {
   std::mutex mutex;
@@ -39,6 +49,34 @@ size_t size_class(size_t bytes) {
   bytes = std::max(bytes, kAlignment);
   const size_t step = std::max(kAlignment, std::bit_floor(bytes) / 8);
   return (bytes + step - 1) / step * step;
+}
+
+// A mapping of its own that starts at a huge page. Not from malloc: its arenas would keep the freed block, and the
+// advice on its pages.
+void* map_huge(size_t size) {
+  const size_t reserved = size + kHugePage;
+  void* mapped = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (before > 0) munmap(begin, before);
+  if (before < kHugePage) munmap(begin + before + size, kHugePage - before);
+#if defined(MADV_HUGEPAGE)
+  // The whole huge pages; a refusal leaves ordinary ones.
+  madvise(begin + before, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return begin + before;
+}
+
+// `size` is a size class. Null where there is no memory.
+void* new_block(size_t size) { return size < kHugeBlock ? std::aligned_alloc(kAlignment, size) : map_huge(size); }
+
+void free_block(void* block, size_t size) {
+  if (size < kHugeBlock) {
+    std::free(block);
+  } else {
+    munmap(block, size);
+  }
 }
 
 void* take_cached(size_t size) {
@@ -65,7 +103,7 @@ void drop_cache() {
   BlockCache& blocks = cache();
   std::lock_guard<std::mutex> lock(blocks.mutex);
   for (auto& [size, list] : blocks.free_blocks) {
-    for (void* block : list) std::free(block);
+    for (void* block : list) free_block(block, size);
   }
   blocks.free_blocks.clear();
   blocks.bytes = 0;
@@ -95,10 +133,10 @@ QfStatus allocate(size_t bytes, void** out) {
   // The kernel would grant far more than there is and end the process at first use, so what is available is asked
   // first.
   if (*out == nullptr && representable && (bytes < kCacheLimit || static_cast<int64_t>(bytes) <= available_memory())) {
-    *out = std::aligned_alloc(kAlignment, size);
+    *out = new_block(size);
     if (*out == nullptr) {
       drop_cache();
-      *out = std::aligned_alloc(kAlignment, size);
+      *out = new_block(size);
     }
   }
   if (*out != nullptr) return QF_OK;
@@ -107,7 +145,14 @@ QfStatus allocate(size_t bytes, void** out) {
 }
 
 void release(void* ptr, size_t bytes) {
-  if (ptr != nullptr && !keep_cached(ptr, size_class(bytes))) std::free(ptr);
+  const size_t size = size_class(bytes);
+  if (ptr != nullptr && !keep_cached(ptr, size)) free_block(ptr, size);
+}
+
+void trim_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 int64_t total_memory() { return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE); }

@@ -2,11 +2,9 @@
 // row. Rows are independent jobs; within a row every sum has one fixed order, so a draw is a function of (scores, seed,
 // step).
 //
-// The draw, for a backend that must agree: w[i] = exp(score[i] - max) in f32; ids are cut into chunks of 256; a chunk's
-// mass is the f64 sum of its w in id order, the total the f64 sum of the chunks in order. u = (word0 + 0.5) * 2^-32
-// (see philox.h). The token is the first id at which the running mass (chunks before it, then its own chunk's w in
-// order) exceeds u * total, and the last id with w > 0 where rounding leaves none. Source: Holtzman et al. 2020
-// (top-p); transformers' logits processors (the order and the ties).
+// The draw, as on every backend (backend/draw_rule.h): w[i] = exp(score[i] - max) in f32, its integer mass summed in id
+// order; the token is the first id at which the running sum exceeds the target that seed and step give. Source:
+// Holtzman et al. 2020 (top-p); transformers' logits processors (the order and the ties).
 
 #include <algorithm>
 #include <cmath>
@@ -14,10 +12,10 @@
 #include <limits>
 #include <vector>
 
+#include "backend/draw_rule.h"
 #include "error.h"
 #include "families.h"
 #include "kernels.h"
-#include "philox.h"
 #include "scratch.h"
 #include "select.h"
 #include "thread_pool.h"
@@ -26,7 +24,6 @@ namespace qformer::cpu {
 namespace {
 
 constexpr float kDropped = -std::numeric_limits<float>::infinity();
-constexpr int64_t kChunk = 256;
 constexpr double kNanosecondsPerScore = 2.0;
 
 bool offsets_fit(const int32_t* offsets, int64_t batch, int64_t length) {
@@ -54,29 +51,27 @@ void drop_below_top_k(float* row, int64_t vocab, int64_t k) {
   }
 }
 
-// mass = softmax(row) in f32; returns the largest probability.
-float probabilities(const float* row, int64_t vocab, float max, float* mass) {
-  kernels().softmax.exp_shifted(row, max, mass, vocab);
-  double sum = 0.0;
-  for (int64_t i = 0; i < vocab; ++i) sum += mass[i];
-  const float total = static_cast<float>(sum);
-  for (int64_t i = 0; i < vocab; ++i) mass[i] /= total;
-  return 1.0f / total;
+uint64_t sum_of_masses(const float* weight, int64_t n) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += mass_of(weight[i]);
+  return sum;
 }
 
-void drop_tail(float* row, const float* mass, int64_t vocab, float top_p) {
-  const TailCut cut = tail_of_mass(row, mass, vocab, static_cast<float>(1.0 - static_cast<double>(top_p)));
-  // What an ascending stable sort puts last always stays.
-  int64_t last = 0;
-  for (int64_t i = 1; i < vocab; ++i) {
-    if (row[i] >= row[last]) last = i;
+// Top-p and min-p in one pass: entries of equal score drop by ascending id, and the `keep` last of the order stay.
+// weight: exp(row - max)
+void drop_unlikely(float* row, const float* weight, int64_t vocab, float max, float top_p, float min_p, int64_t keep) {
+  const uint32_t last_kept = keep == 1 ? order_key(max) : kth_largest_key(row, vocab, keep);
+  const TailCut most = tail_leaving(row, vocab, keep, last_kept);
+  TailCut nucleus = {0, 0};
+  if (top_p < 1.0f) {
+    const uint64_t total = sum_of_masses(weight, vocab);
+    nucleus = shorter(most, tail_of_mass(row, weight, vocab, total, tail_limit(top_p)));
   }
-  int64_t equal = cut.equal;
-  for (int64_t i = 0; i < vocab; ++i) {
+  for_each_in_tail(row, vocab, most, [&](int64_t i) {
     const uint32_t key = order_key(row[i]);
-    if (i == last || key > cut.key || (key == cut.key && equal-- <= 0)) continue;
-    row[i] = kDropped;
-  }
+    const bool outside = key < nucleus.key || (key == nucleus.key && nucleus.equal-- > 0);
+    if (outside || weight[i] < min_p) row[i] = kDropped;
+  });
 }
 
 void warp_row(const QfWarpLogits& a, int64_t b) {
@@ -90,50 +85,32 @@ void warp_row(const QfWarpLogits& a, int64_t b) {
   for (int64_t i = 0; i < a.vocab; ++i) row[i] = logits[i] / temperature;
   const float max = kernels().softmax.row_max(row, a.vocab);
   if (!std::isfinite(max)) return;  // the draw reports such a row
-  if (a.top_k[b] > 0 && a.top_k[b] < a.vocab) drop_below_top_k(row, a.vocab, a.top_k[b]);
+  if (a.top_k[b] > 0) {
+    const int64_t k = std::max<int64_t>(a.top_k[b], a.min_tokens_to_keep);
+    if (k < a.vocab) drop_below_top_k(row, a.vocab, k);
+  }
   const float top_p = a.top_p[b], min_p = a.min_p[b];
   if (!(top_p < 1.0f) && !(min_p > 0.0f)) return;
-  auto* mass = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.vocab) * sizeof(float)));
-  if (top_p < 1.0f) {
-    probabilities(row, a.vocab, max, mass);
-    drop_tail(row, mass, a.vocab, top_p);
-  }
-  if (min_p > 0.0f) {
-    const float limit = min_p * probabilities(row, a.vocab, max, mass);
-    for (int64_t i = 0; i < a.vocab; ++i) {
-      if (mass[i] < limit && row[i] < max) row[i] = kDropped;
-    }
-  }
+  auto* weight = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.vocab) * sizeof(float)));
+  kernels().softmax.exp_shifted(row, max, weight, a.vocab);
+  drop_unlikely(row, weight, a.vocab, max, top_p, min_p, std::clamp<int64_t>(a.min_tokens_to_keep, 1, a.vocab));
 }
 
 int32_t first_equal(const float* row, int64_t vocab, float value) {
   return static_cast<int32_t>(std::find(row, row + vocab, value) - row);
 }
 
-int32_t draw(const float* row, int64_t vocab, float max, double u) {
+int32_t draw(const float* row, int64_t vocab, float max, uint32_t word) {
   auto* weight = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(vocab) * sizeof(float)));
   kernels().softmax.exp_shifted(row, max, weight, vocab);
-  const int64_t chunks = (vocab + kChunk - 1) / kChunk;
-  auto* mass = static_cast<double*>(thread_scratch(Scratch::kExtra, static_cast<size_t>(chunks) * sizeof(double)));
-  double total = 0.0;
-  for (int64_t c = 0; c < chunks; ++c) {
-    mass[c] = 0.0;
-    for (int64_t i = c * kChunk; i < std::min((c + 1) * kChunk, vocab); ++i) mass[c] += weight[i];
-    total += mass[c];
+  const uint64_t target = draw_target(word, sum_of_masses(weight, vocab));
+  uint64_t running = 0;
+  int64_t i = 0;
+  for (; i + 1 < vocab; ++i) {
+    running += mass_of(weight[i]);
+    if (running > target) break;
   }
-  const double target = u * total;
-  double before = 0.0;
-  for (int64_t c = 0; c < chunks; before += mass[c++]) {
-    if (before + mass[c] <= target) continue;
-    double running = before;
-    for (int64_t i = c * kChunk; i < std::min((c + 1) * kChunk, vocab); ++i) {
-      running += weight[i];
-      if (running > target && weight[i] > 0.0f) return static_cast<int32_t>(i);
-    }
-  }
-  int64_t last = vocab - 1;
-  while (weight[last] == 0.0f) --last;
-  return static_cast<int32_t>(last);
+  return static_cast<int32_t>(i);
 }
 
 int32_t sample_row(const QfSample& a, int64_t b) {
@@ -142,9 +119,9 @@ int32_t sample_row(const QfSample& a, int64_t b) {
   if (!std::isfinite(max)) return -1;
   if (!(a.temperature[b] > 0.0f)) return first_equal(row, a.vocab, max);
   const auto* seed = a.seed + b * 2;
-  return draw(row, a.vocab, max,
-              uniform_from_philox(static_cast<uint32_t>(seed[0]), static_cast<uint32_t>(seed[1]),
-                                  static_cast<uint32_t>(a.step[b])));
+  return draw(
+      row, a.vocab, max,
+      philox4x32_10(static_cast<uint32_t>(seed[0]), static_cast<uint32_t>(seed[1]), static_cast<uint32_t>(a.step[b])));
 }
 
 }  // namespace

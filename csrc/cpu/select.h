@@ -3,18 +3,13 @@
 // passes (11, 11 and 10 bits) whatever the vocabulary, linear time, equal scores fall out as one group.
 #pragma once
 
+#include <algorithm>
 #include <array>
-#include <bit>
 #include <cstdint>
 
-namespace qformer::cpu {
+#include "backend/draw_rule.h"
 
-// Larger score, larger key; -0 and +0 share one, every NaN has the largest.
-inline uint32_t order_key(float x) {
-  if (x != x) return UINT32_MAX;
-  const uint32_t bits = std::bit_cast<uint32_t>(x + 0.0f);
-  return bits ^ ((bits >> 31) != 0 ? UINT32_MAX : 0x80000000u);
-}
+namespace qformer::cpu {
 
 inline constexpr std::array<int, 3> kRadixShift = {21, 10, 0};
 inline constexpr std::array<int, 3> kRadixBits = {11, 11, 10};
@@ -43,35 +38,55 @@ inline uint32_t kth_largest_key(const float* x, int64_t n, int64_t k) {
   return prefix;
 }
 
-// Where the ascending tail ends: keys below `key` are in it, and of the entries with that very key the first `equal`.
+// Where the ascending tail (equal scores by ascending index) ends: keys below `key` are in it, and of the entries with
+// that very key the first `equal`.
 struct TailCut {
   uint32_t key;
   int64_t equal;
 };
 
-// The longest ascending tail (equal scores by ascending index) whose mass, summed in f64 and rounded to f32, is at most
-// `limit`. mass: [n] f32, not negative.
-inline TailCut tail_of_mass(const float* x, const float* mass, int64_t n, float limit) {
+inline TailCut shorter(const TailCut& a, const TailCut& b) {
+  return a.key != b.key ? (a.key < b.key ? a : b) : TailCut{a.key, std::min(a.equal, b.equal)};
+}
+
+// Calls drop(index) for every entry of the tail.
+template <class Drop>
+void for_each_in_tail(const float* x, int64_t n, TailCut cut, Drop drop) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t key = order_key(x[i]);
+    if (key < cut.key || (key == cut.key && cut.equal-- > 0)) drop(i);
+  }
+}
+
+// The tail that leaves the `keep` last entries, 1 <= keep <= n; key: kth_largest_key(x, n, keep)
+inline TailCut tail_leaving(const float* x, int64_t n, int64_t keep, uint32_t key) {
+  int64_t above = 0, equal = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t other = order_key(x[i]);
+    above += other > key;
+    equal += other == key;
+  }
+  return {key, equal - (keep - above)};
+}
+
+// The longest tail whose mass fits `limit` (tail_fits). weight: [n], not negative.
+inline TailCut tail_of_mass(const float* x, const float* weight, int64_t n, uint64_t total, float limit) {
   uint32_t prefix = 0;
-  double below = 0.0;
+  uint64_t below = 0;
   for (int level = 0; level < 3; ++level) {
-    std::array<double, 2048> sum{};
-    for_each_digit(x, n, level, prefix, [&](uint32_t digit, int64_t i) { sum[digit] += mass[i]; });
+    std::array<uint64_t, 2048> sum{};
+    for_each_digit(x, n, level, prefix, [&](uint32_t digit, int64_t i) { sum[digit] += mass_of(weight[i]); });
     const uint32_t digits = 1u << kRadixBits[level];
     uint32_t digit = 0;
-    for (; digit < digits && static_cast<float>(below + sum[digit]) <= limit; ++digit) below += sum[digit];
-    if (digit == digits) {
-      const uint64_t end = (static_cast<uint64_t>(prefix) << kRadixBits[level]) + digits;
-      const uint64_t key = end << kRadixShift[level];
-      return {key > UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(key), 0};
-    }
+    for (; digit < digits && tail_fits(below + sum[digit], total, limit); ++digit) below += sum[digit];
+    if (digit == digits) return {UINT32_MAX, n};  // only where the whole row fits
     prefix = (prefix << kRadixBits[level]) | digit;
   }
   int64_t equal = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (order_key(x[i]) != prefix) continue;
-    below += mass[i];
-    if (static_cast<float>(below) > limit) break;
+    below += mass_of(weight[i]);
+    if (!tail_fits(below, total, limit)) break;
     ++equal;
   }
   return {prefix, equal};

@@ -1,12 +1,12 @@
 // exp, erf, tanh and the activations on Vf, from the operations of simd.h alone.
 //
 // Errors against exact values: exp 1 ulp where the result is normal (subnormal results are rounded twice), erf and tanh
-// 3 ulp. NaN stays NaN. Coefficients are our own fits: exp by least squares on Chebyshev nodes over [-ln2/2, ln2/2],
-// erf and tanh rational in x² by iteratively reweighted least squares of the relative error; outside the fitted range
-// they are ±1 in f32.
+// 3 ulp. NaN stays NaN. Coefficients are our own fits: exp as in backend/exp_rule.h, erf and tanh rational in x² by
+// iteratively reweighted least squares of the relative error; outside the fitted range they are ±1 in f32.
 #pragma once
 
 #include "backend/backend.h"
+#include "backend/exp_rule.h"
 #include "simd.h"
 
 namespace qformer::cpu::QF_ISA {
@@ -20,11 +20,11 @@ inline Vf horner(const float (&c)[N], Vf x) {
 
 // exp(-inf) = 0, overflow gives inf. 2^n is applied in two halves, since n itself may leave the exponent range.
 inline Vf exp(Vf x) {
-  constexpr float kPoly[] = {0.5f, 0.16666517f, 0.04166626f, 0.008369157f, 0.0013946455f};
-  x = vmax(broadcast(-105.0f), vmin(broadcast(89.0f), x));
-  const Vf n = round_even(x * broadcast(1.44269504f));
-  Vf r = fnma(n, broadcast(0.693359375f), x);
-  r = fnma(n, broadcast(-2.12194440e-4f), r);
+  constexpr float kPoly[] = {exp_rule::kC0, exp_rule::kC1, exp_rule::kC2, exp_rule::kC3, exp_rule::kC4};
+  x = vmax(broadcast(exp_rule::kLowest), vmin(broadcast(exp_rule::kHighest), x));
+  const Vf n = round_even(x * broadcast(exp_rule::kLog2E));
+  Vf r = fnma(n, broadcast(exp_rule::kLn2High), x);
+  r = fnma(n, broadcast(exp_rule::kLn2Low), r);
   const Vf p = fma(r * r, horner(kPoly, r), r) + broadcast(1.0f);
   const Vf half = round_even(n * broadcast(0.5f));
   return p * pow2(half) * pow2(n - half);

@@ -98,7 +98,9 @@ class OpFuzzer {
   void attention() {
     const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(40), batch = dim(4);
     const Tensor q = f32(Shape{dim(12), heads, d}), k = f32(Shape{dim(12), kv_heads, d}), v = f32(k.shape);
-    fuzz::touch(ops::attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}), in_.number(),
+    const Tensor bias = f32(Shape{heads, dim(12), dim(12)});
+    fuzz::touch(ops::attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}),
+                               in_.byte() % 2 == 0 ? nullptr : &bias, in_.number(),
                                static_cast<int32_t>(in_.byte() % 5), in_.extent(6)));
   }
   void paged() {
@@ -131,7 +133,7 @@ class OpFuzzer {
     ops::penalize_logits(logits, i32(Shape{dim()}), i32(Shape{batch + 1}), i32(Shape{dim()}), i32(Shape{batch + 1}),
                          f32(Shape{batch}));
     const Tensor scores =
-        ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}));
+        ops::warp_logits(logits, temperature, i32(Shape{batch}), f32(Shape{batch}), f32(Shape{batch}), in_.extent(4));
     fuzz::touch(ops::sample(scores, temperature, i32(Shape{batch, 2}), i32(Shape{batch})));
     const ops::TopK best = ops::top_k(scores, dim(60));
     fuzz::touch(best.values);

@@ -43,6 +43,7 @@ void bind_resources(Napi::Env env, Environment& environment, Napi::Object export
   bind<&list_unused_devices>(env, environment, exports, "listUnusedDevices");
   bind<&set_threads>(env, environment, exports, "setThreads");
   bind<&get_threads>(env, environment, exports, "getThreads");
+  bind<&trim_memory>(env, environment, exports, "trimMemory");
   bind<&set_error_class>(env, environment, exports, "setErrorClass");
 }
 

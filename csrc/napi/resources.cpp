@@ -95,6 +95,8 @@ void set_threads(Environment&, Napi::Env, int64_t threads) {
   cpu::set_threads(static_cast<int32_t>(threads));
 }
 
+void trim_memory(Environment&, Napi::Env) { cpu::trim_memory(); }
+
 double get_threads(Environment&, Napi::Env) { return cpu::threads(); }
 
 }  // namespace qformer::napi

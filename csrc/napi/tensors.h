@@ -46,6 +46,7 @@ napi_value list_devices(Environment&, Napi::Env, bool all);
 napi_value list_unused_devices(Environment&, Napi::Env);
 void set_threads(Environment&, Napi::Env, int64_t threads);
 double get_threads(Environment&, Napi::Env);
+void trim_memory(Environment&, Napi::Env);
 void set_error_class(Environment&, Napi::Env, napi_value error_class);
 
 }  // namespace qformer::napi

@@ -118,9 +118,9 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
-                 const Tensor& cu_seqlens_k, double scale, int32_t mask, int64_t num_query) {
+                 const Tensor& cu_seqlens_k, const Tensor* bias, double scale, int32_t mask, int64_t num_query) {
   constexpr const char* kOp = "attention";
-  Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k});
+  Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k, bias});
   QfAttention args{};
   args.q_stride = token_stride(kOp, "q", q);
   args.k_stride = token_stride(kOp, "k", k);
@@ -132,6 +132,15 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   check_heads(kOp, q.shape[1], k.shape[1]);
   args.batch = check_cu_seqlens(kOp, "cuSeqlensQ", cu_seqlens_q);
   check_vector(kOp, "cuSeqlensK", cu_seqlens_k, args.batch + 1, QF_I32);
+  if (bias != nullptr) {
+    check_rank(kOp, "bias", *bias, 3, "[heads, bias_q, bias_k]");
+    check_f32(kOp, "bias", *bias);
+    check_dense(kOp, "bias", *bias);
+    check_shape(kOp, "bias", *bias, Shape{q.shape[1], bias->shape[1], bias->shape[2]});
+    args.bias = bias->as<float>();
+    args.bias_q = bias->shape[1];
+    args.bias_k = bias->shape[2];
+  }
   check_range(kOp, "mask", mask, QF_MASK_FULL, QF_MASK_ITG);
   check_range(kOp, "numQuery", num_query, 0, INT32_MAX);
   Tensor o = empty_tensor(device, q.shape, q.dtype);
@@ -150,7 +159,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   args.dtype = q.dtype;
   args.mask = mask;
   args.num_query = static_cast<int32_t>(num_query);
-  launch(device, kOp, device.backend->attention, args, o, q, k, v, cu_seqlens_q, cu_seqlens_k);
+  launch(device, kOp, device.backend->attention, args, o, q, k, v, cu_seqlens_q, cu_seqlens_k,
+         bias != nullptr ? *bias : q);
   return o;
 }
 

@@ -47,9 +47,10 @@ Tensor softmax(const Tensor& x, bool log);
 
 // x: [tokens, heads, head_dim] act, positions: [tokens] i32, inv_freq: [head_dim / 2] f32
 Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
-// q: [tokens_q, heads, head_dim], k, v: [tokens_k, kv_heads, head_dim] act, cu_seqlens: [batch + 1] i32 → like q, dense
+// q: [tokens_q, heads, head_dim], k, v: [tokens_k, kv_heads, head_dim] act, cu_seqlens: [batch + 1] i32,
+// bias: [heads, bias_q, bias_k] f32 → like q, dense
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
-                 const Tensor& cu_seqlens_k, double scale, int32_t mask, int64_t num_query);
+                 const Tensor& cu_seqlens_k, const Tensor* bias, double scale, int32_t mask, int64_t num_query);
 // k, v: [tokens, kv_heads, head_dim] act, caches: [blocks, block_size, kv_heads, head_dim], slot_mapping: [tokens] i32;
 // in place
 void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
@@ -97,7 +98,7 @@ void penalize_logits(const Tensor& logits, const Tensor& history, const Tensor& 
                      const Tensor& cu_banned, const Tensor& repetition_penalty);
 // temperature, top_p, min_p: [batch] f32, top_k: [batch] i32
 Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
-                   const Tensor& min_p);
+                   const Tensor& min_p, int64_t min_tokens_to_keep);
 // scores: [batch, vocab] f32, seed: [batch, 2] i32, step: [batch] i32 → ids [batch] i32
 Tensor sample(const Tensor& scores, const Tensor& temperature, const Tensor& seed, const Tensor& step);
 struct TopK {

@@ -1,4 +1,5 @@
 // From logits to ids. See QfPenalizeLogits, QfWarpLogits, QfSample and QfTopK in backend/backend.h.
+#include "backend/draw_rule.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -9,7 +10,7 @@ void check_logits(const char* op, const char* name, const Tensor& x) {
   check_rank(op, name, x, 2, "[batch, vocab]");
   check_f32(op, name, x);
   check_dense(op, name, x);
-  check_range(op, "vocab", x.shape[1], 1, INT32_MAX);
+  check_range(op, "vocab", x.shape[1], 1, kMaxVocab);
 }
 
 void check_ids(const char* op, const char* name, const Tensor& x) {
@@ -46,7 +47,7 @@ void penalize_logits(const Tensor& logits, const Tensor& history, const Tensor& 
 }
 
 Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
-                   const Tensor& min_p) {
+                   const Tensor& min_p, int64_t min_tokens_to_keep) {
   constexpr const char* kOp = "warpLogits";
   Device& device = common_device(kOp, logits, {&temperature, &top_k, &top_p, &min_p});
   check_logits(kOp, "logits", logits);
@@ -55,6 +56,7 @@ Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor
   check_vector(kOp, "topK", top_k, batch, QF_I32);
   check_vector(kOp, "topP", top_p, batch, QF_F32);
   check_vector(kOp, "minP", min_p, batch, QF_F32);
+  check_range(kOp, "minTokensToKeep", min_tokens_to_keep, 1, INT32_MAX);
   Tensor scores = empty_tensor(device, logits.shape, QF_F32);
   const QfWarpLogits args{logits.as<float>(),
                           scores.as<float>(),
@@ -64,7 +66,7 @@ Tensor warp_logits(const Tensor& logits, const Tensor& temperature, const Tensor
                           min_p.as<float>(),
                           batch,
                           logits.shape[1],
-                          1};
+                          min_tokens_to_keep};
   launch(device, kOp, device.backend->warp_logits, args, scores, logits, temperature, top_k, top_p, min_p);
   return scores;
 }

@@ -4,8 +4,8 @@
 #include <limits>
 #include <numeric>
 
+#include "backend/draw_rule.h"
 #include "cpu/families.h"
-#include "cpu/philox.h"
 #include "random_data.h"
 #include "test.h"
 
@@ -17,9 +17,10 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-std::vector<float> warp(std::vector<float> logits, float temperature, int32_t top_k, float top_p, float min_p) {
+std::vector<float> warp(std::vector<float> logits, float temperature, int32_t top_k, float top_p, float min_p,
+                        int64_t keep = 1) {
   const auto vocab = static_cast<int64_t>(logits.size());
-  const QfWarpLogits args = {logits.data(), logits.data(), &temperature, &top_k, &top_p, &min_p, 1, vocab, 1};
+  const QfWarpLogits args = {logits.data(), logits.data(), &temperature, &top_k, &top_p, &min_p, 1, vocab, keep};
   CHECK_EQ(cpu::warp_logits(0, &args), QF_OK);
   return logits;
 }
@@ -49,9 +50,23 @@ std::vector<bool> kept_by_top_p(const std::vector<float>& scores, double top_p) 
 
 }  // namespace
 
-TEST("philox gives the published words") {
-  CHECK_EQ(philox4x32_10(0, 0, 0), 0x6627e8d5u);
-  CHECK(uniform_from_philox(1, 2, 3) > 0 && uniform_from_philox(1, 2, 3) < 1);
+TEST("philox gives the published words") { CHECK_EQ(philox4x32_10(0, 0, 0), 0x6627e8d5u); }
+
+__extension__ typedef unsigned __int128 Wide;
+
+TEST("the draw's target is u times the total, below it for every word") {
+  CHECK_EQ(draw_target(0, 1), 0u);
+  CHECK_EQ(draw_target(0xffffffffu, 1), 0u);
+  CHECK_EQ(draw_target(0x80000000u, 6), 3u);
+  const uint64_t most = (uint64_t{1} << 63) - 1;
+  CHECK_EQ(draw_target(0xffffffffu, most), most - (uint64_t{1} << 30));
+  Random random(3);
+  for (int i = 0; i < 1000; ++i) {
+    const uint32_t word = random.next();
+    const uint64_t total = (uint64_t{random.next() >> 1} << 32 | random.next()) >> random.next() % 40;
+    const auto exact = (static_cast<Wide>(word) * 2 + 1) * total >> 33;
+    CHECK_EQ(draw_target(word, total), static_cast<uint64_t>(exact));
+  }
 }
 
 TEST("the penalty counts a repeated id once, bans win, and ids outside the vocabulary are ignored") {
@@ -99,6 +114,19 @@ TEST("top-p drops the lowest ids of a group of equal scores and always keeps one
   CHECK(warp({1, 1, 1, 1}, 1, 0, 0.0f, 0) == std::vector<float>({-kInf, -kInf, -kInf, 1}));
 }
 
+TEST("no warper leaves fewer than min_tokens_to_keep") {
+  const std::vector<float> row = {5, 1, 3, 1, 2, -9};
+  const std::vector<float> two = {5, -kInf, 3, -kInf, -kInf, -kInf}, four = {5, -kInf, 3, 1, 2, -kInf};
+  CHECK(warp(row, 1, 1, 1, 0, 2) == two);
+  CHECK(warp(row, 1, 0, 0.0f, 0, 2) == two);
+  CHECK(warp(row, 1, 0, 1, 1.0f, 2) == two);
+  CHECK(warp(row, 1, 0, 0.0f, 1.0f, 2) == two);
+  CHECK(warp(row, 1, 0, 0.0f, 0, 4) == four);
+  CHECK(warp(row, 1, 0, 1, 1.0f, 4) == four);
+  CHECK(warp(row, 1, 0, 0.0f, 1.0f, 4) == four);
+  CHECK(warp(row, 1, 1, 0.0f, 1.0f, 9) == row);
+}
+
 TEST("min-p compares with the largest probability after the other warpers") {
   const float half = std::log(0.5f), tenth = std::log(0.1f);
   CHECK(warp({0, half, tenth}, 1, 0, 1, 0.4f) == std::vector<float>({0, half, -kInf}));
@@ -136,7 +164,7 @@ TEST("draws follow the distribution and depend on seed and step only") {
     const int32_t id = sample(scores, 1, 11, step);
     CHECK_EQ(id, sample(scores, 1, 11, step));
     ++count[id == 3 ? 0 : id == 300 ? 1 : 2];
-    const double u = uniform_from_philox(11, 7, static_cast<uint32_t>(step));
+    const double u = (philox4x32_10(11, 7, static_cast<uint32_t>(step)) + 0.5) * 0x1p-32;
     // the cumulative distribution in id order; within 1e-6 of a boundary rounding decides
     if (std::abs(u - 0.5) > 1e-6 && std::abs(u - 0.8) > 1e-6) CHECK_EQ(id, u < 0.5 ? 3 : u < 0.8 ? 300 : 999);
   }

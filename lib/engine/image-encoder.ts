@@ -38,6 +38,11 @@ export class ImageEncoder {
     );
   }
 
+  /** Bytes of cached rows and features. */
+  get cacheBytes(): number {
+    return this.#cache.bytes;
+  }
+
   /** Frees the cache. */
   dispose(): void {
     this.#cache.clear();

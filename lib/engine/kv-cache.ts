@@ -27,6 +27,8 @@ export class BlockManager {
   readonly #free: number[] = [];
   /** Unreferenced blocks with known content, least recently used first. */
   readonly #cached = new Set<number>();
+  /** Cached blocks given up for new ones so far. */
+  evicted = 0;
 
   constructor(
     readonly numBlocks: number,
@@ -52,6 +54,11 @@ export class BlockManager {
   /** Blocks that some sequence references. */
   get inUse(): number {
     return this.numBlocks - this.available;
+  }
+
+  /** Blocks that nobody references, kept for their content. */
+  get cached(): number {
+    return this.#cached.size;
   }
 
   /** Blocks for `tokens` tokens. */
@@ -145,6 +152,7 @@ export class BlockManager {
       this.#cached.delete(block);
       this.#byHash.delete(this.#hashes[block]!);
       this.#hashes[block] = undefined;
+      this.evicted++;
       return block;
     }
     throw new QFormerError('INTERNAL', 'the KV pool is empty');

@@ -104,7 +104,10 @@ function assemble(
   const stats = (): EngineStats => ({
     ...engine.stats,
     blocksInUse: engine.blocks.inUse,
+    blocksCached: engine.blocks.cached,
     blocksTotal: numBlocks,
+    blocksEvicted: engine.blocks.evicted,
+    imageCacheBytes: imageEncoder?.cacheBytes ?? 0,
     liveTensors: liveTensors(),
   });
   return { engine, stats, info: describeEngine(options, limits, checkpoint, activations, device, kvPool, engine) };

@@ -137,8 +137,14 @@ export interface EngineStats {
   promptTokens: number;
   generatedTokens: number;
   cachedTokens: number;
+  /** Blocks of the KV pool: held by requests; free, but holding a prefix that may be asked for again; all. */
   blocksInUse: number;
+  blocksCached: number;
   blocksTotal: number;
+  /** Times that a cached block was given up for a new one: from the first on, every block of the pool has been in use. */
+  blocksEvicted: number;
+  /** Bytes of the image cache. */
+  imageCacheBytes: number;
   liveTensors: number;
 }
 

@@ -4,7 +4,7 @@
 
 import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
 import { QFormerError } from '../errors.js';
-import { liveTensors } from '../tensor/index.js';
+import { liveTensors, trimMemory } from '../tensor/index.js';
 import type { EngineEvent } from './engine.js';
 import { loadEngine, type LoadedEngine } from './load.js';
 import {
@@ -20,11 +20,17 @@ import {
 const PROGRESS_MS = 30;
 /** How often the abort flag is looked at while loading, ms. */
 const ABORT_POLL_MS = 10;
+/** Idle this long, the engine gives freed memory back: after a burst the C library holds tens of MiB free. */
+const TRIM_AFTER_MS = 400;
+/** The garbage collector frees array buffers on a thread of its own; time for that, ms. */
+const COLLECTED_AFTER_MS = 100;
 
 class EngineWorker {
   readonly #refused: RequestEvent[] = [];
   #scheduled = false;
   #closed = false;
+  #busy = false;
+  #trim: NodeJS.Timeout | undefined;
 
   constructor(
     private readonly port: MessagePort,
@@ -37,8 +43,9 @@ class EngineWorker {
   }
 
   #schedule(): void {
-    if (this.#closed || this.#scheduled || !(this.loaded.engine.hasWork || this.#refused.length > 0)) return;
-    this.#scheduled = true;
+    if (this.#closed || this.#scheduled) return;
+    if (!(this.loaded.engine.hasWork || this.#refused.length > 0)) return this.#rest();
+    this.#busy = this.#scheduled = true;
     setImmediate(() => this.#turn());
   }
 
@@ -51,6 +58,14 @@ class EngineWorker {
     const events = [...this.#refused.splice(0), ...this.loaded.engine.step().map(toMessage)];
     if (events.length > 0) this.#post({ type: 'step', events });
     this.#schedule();
+  }
+
+  /** Nothing to do: gives memory back once, unless a request comes first. */
+  #rest(): void {
+    if (!this.#busy) return;
+    this.#busy = false;
+    clearTimeout(this.#trim);
+    this.#trim = setTimeout(() => !this.#busy && giveMemoryBack(), TRIM_AFTER_MS).unref();
   }
 
   #receive(message: ToWorker): void {
@@ -73,6 +88,7 @@ class EngineWorker {
   }
 
   #shutdown(): void {
+    clearTimeout(this.#trim);
     this.loaded.dispose();
     this.#post({ type: 'closed', liveTensors: liveTensors() });
     this.#closed = true;
@@ -82,6 +98,12 @@ class EngineWorker {
   #post(message: FromWorker): void {
     this.port.postMessage(message);
   }
+}
+
+/** Where Node runs with --expose-gc, as for measurements, what pixels and events have left is collected before. */
+function giveMemoryBack(): void {
+  globalThis.gc?.();
+  setTimeout(trimMemory, COLLECTED_AFTER_MS).unref();
 }
 
 function toMessage(event: EngineEvent): RequestEvent {

@@ -69,6 +69,7 @@ export interface Native {
   listUnusedDevices(): UnusedDevice[];
   setThreads(threads: number): void;
   getThreads(): number;
+  trimMemory(): void;
   setErrorClass(errorClass: unknown): void;
 
   linear(
@@ -155,6 +156,7 @@ export interface Native {
       v: Handle,
       cuSeqlensQ: Handle,
       cuSeqlensK: Handle,
+      bias: Handle,
       scale: number,
       mask: number,
       numQuery: number,
@@ -202,7 +204,9 @@ export interface Native {
       repetitionPenalty: Handle,
     ]
   ): void;
-  warpLogits(logits: Handle, temperature: Handle, topK: Handle, topP: Handle, minP: Handle): Handle;
+  warpLogits(
+    ...args: [logits: Handle, temperature: Handle, topK: Handle, topP: Handle, minP: Handle, minTokensToKeep: number]
+  ): Handle;
   sample(scores: Handle, temperature: Handle, seed: Handle, step: Handle): Handle;
   topK(x: Handle, k: number): [values: Handle, ids: Handle];
 }

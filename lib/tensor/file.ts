@@ -54,3 +54,8 @@ export function setThreads(threads: number): void {
 export function getThreads(): number {
   return native.getThreads();
 }
+
+/** Gives memory that the C library holds free, whoever had used it, back to the system. Takes some milliseconds. */
+export function trimMemory(): void {
+  native.trimMemory();
+}

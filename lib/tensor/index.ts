@@ -5,7 +5,7 @@ export type { Activation, LinearOptions, Mask, Math, Norm, QuantizedWeight } fro
 export { Tensor, liveTensors, type TensorOptions } from './tensor.js';
 export { scope, keep } from './scope.js';
 export { Graph, record } from './graph.js';
-export { MappedFile, devices, unusedDevices, setThreads, getThreads } from './file.js';
+export { MappedFile, devices, unusedDevices, setThreads, getThreads, trimMemory } from './file.js';
 export { dtypeSize, type Dtype } from './dtype.js';
 export type { DeviceInfo, TypedArray, UnusedDevice } from './binding.js';
 export { QFormerError, isQFormerError, type ErrorCode } from '../errors.js';

@@ -39,19 +39,22 @@ export function rope(x: Tensor, positions: Tensor, invFreq: Tensor): Tensor {
 
 /**
  * Attention over packed sequences. q: [tokens_q, heads, head_dim], k and v: [tokens_k, kv_heads, head_dim],
- * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]
+ * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]. bias: [heads, bias_q, bias_k], added to the scaled
+ * scores: query i and key j of every sequence add bias[h][i][j].
  */
 export function attention(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  options: { cuSeqlensQ: Tensor; cuSeqlensK: Tensor; scale: number; mask?: Mask; numQuery?: number },
+  options: { cuSeqlensQ: Tensor; cuSeqlensK: Tensor; scale: number; mask?: Mask; numQuery?: number; bias?: Tensor },
 ): Tensor {
+  const bias = optional('attention: bias', options.bias);
   const cuSeqlensQ = handleOf('attention: cuSeqlensQ', options.cuSeqlensQ);
   const cuSeqlensK = handleOf('attention: cuSeqlensK', options.cuSeqlensK);
   const mask = codeOf('attention: mask', masks, options.mask ?? 'full');
   const [qh, kh, vh] = [handleOf('attention: q', q), handleOf('attention: k', k), handleOf('attention: v', v)];
-  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, options.scale, mask, options.numQuery ?? 0));
+  const { scale, numQuery = 0 } = options;
+  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, bias, scale, mask, numQuery));
 }
 
 /** Writes new keys and values into the paged cache, in place. k and v: [tokens, kv_heads, head_dim], slotMapping: [tokens] i32 */
@@ -187,15 +190,19 @@ export function penalizeLogits(
   native.penalizeLogits(handleOf('penalizeLogits: logits', logits), history, cuHistory, banned, cuBanned, penalty);
 }
 
-/** Temperature, then top-k, top-p and min-p; dropped entries become −inf. logits: [batch, vocab], parameters: [batch] */
+/**
+ * Temperature, then top-k, top-p and min-p; dropped entries become −inf. logits: [batch, vocab], parameters: [batch].
+ * None of the three leaves fewer than `minTokensToKeep` entries (default 1; beam search asks for more).
+ */
 export function warpLogits(
   logits: Tensor,
-  options: { temperature: Tensor; topK: Tensor; topP: Tensor; minP: Tensor },
+  options: { temperature: Tensor; topK: Tensor; topP: Tensor; minP: Tensor; minTokensToKeep?: number },
 ): Tensor {
   const temperature = handleOf('warpLogits: temperature', options.temperature);
   const [k, p] = [handleOf('warpLogits: topK', options.topK), handleOf('warpLogits: topP', options.topP)];
   const minP = handleOf('warpLogits: minP', options.minP);
-  return new Tensor(native.warpLogits(handleOf('warpLogits: logits', logits), temperature, k, p, minP));
+  const x = handleOf('warpLogits: logits', logits);
+  return new Tensor(native.warpLogits(x, temperature, k, p, minP, options.minTokensToKeep ?? 1));
 }
 
 /**

@@ -78,9 +78,9 @@ TEST("every tile multiplies odd shapes, and all of them give the same bits") {
       x.fill(random, 1.0f);
       w.fill(random, 1.0f);
       Matrix first(QF_F32, 133, 75, 1), other(QF_F32, 133, 75, 1);
-      CHECK(run_with(GemmKernel::kMedium, product(x, w, first), dtype));
+      CHECK(run_with(GemmKernel::kTall, product(x, w, first), dtype));
       first.download();
-      check_product(x, w, first, "medium");
+      check_product(x, w, first, "tall");
       int served = 0;
       for (const GemmKernel kernel : kKernels) {
         if (!run_with(kernel, product(x, w, other), dtype)) continue;
@@ -89,7 +89,7 @@ TEST("every tile multiplies odd shapes, and all of them give the same bits") {
         CHECK(same_rows(first, other, 133));
         CHECK(other.padding_untouched());
       }
-      CHECK_EQ(served, 4);  // medium, tall, small and, by the number of chunks, large or serial
+      CHECK_EQ(served, k == 136 ? 4 : 3);  // tall, small and large, medium or, with chunks to add up, serial
     }
   }
 }

@@ -1,6 +1,7 @@
 // Filter taps of one axis of Pillow's BICUBIC resize (libImaging/Resample.c): Keys' cubic with a = -0.5, widened by the
 // shrink factor, as integers with 22 fractional bits. All arithmetic is f64 in Pillow's order, so that the taps agree
-// bit for bit; this file must be compiled without contraction into fused multiply-add.
+// bit for bit; this file must be compiled without contraction into fused multiply-add (-ffp-contract=off). Every
+// backend takes its taps from here, on the host.
 #pragma once
 
 #include <algorithm>
@@ -8,12 +9,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
-
-namespace qformer::cpu {
+namespace qformer {
 
 // Output i is the sum over k < count[i] of weights[i * taps + k] * input[first[i] + k].
 struct ResampleAxis {
+  static constexpr int kBits = 22;  // fractional bits of the weights
   int64_t taps = 0;
   std::vector<int64_t> first, count;
   std::vector<int32_t> weights;
@@ -50,11 +50,11 @@ inline ResampleAxis make_resample_axis(int64_t in, int64_t out) {
     axis.first[i] = lo;
     axis.count[i] = hi - lo;
     for (int64_t k = 0; k < hi - lo; ++k) {
-      const double weight = (sum != 0.0 ? taps[k] / sum : taps[k]) * (1 << kResampleBits);
+      const double weight = (sum != 0.0 ? taps[k] / sum : taps[k]) * (1 << ResampleAxis::kBits);
       axis.weights[i * axis.taps + k] = static_cast<int32_t>(weight < 0 ? weight - 0.5 : weight + 0.5);
     }
   }
   return axis;
 }
 
-}  // namespace qformer::cpu
+}  // namespace qformer
