@@ -90,7 +90,7 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
   it.each([
     ['top-k', { topK: 1 }, 3, [1, 2, 4]],
     ['top-p, the later of equals', { topP: 0.01 }, 2, [2, 4]],
-    ['min-p, all of equals', { minP: 0.99 }, 2, [1, 2, 4]],
+    ['min-p, the later of equals', { minP: 0.99 }, 2, [2, 4]],
     ['more than there are entries', { topK: 1, topP: 0.01, minP: 0.99 }, 9, [0, 1, 2, 3, 4]],
   ])('keeps at least as many as asked for: %s', (_, { topK = 0, topP = 1, minP = 0 }: Filters, least, kept) =>
     scope(() => {
