@@ -1,4 +1,5 @@
 // THE backend contract: one C-ABI table of functions per backend, one POD argument struct per op.
+// Long because: the whole contract is read in one place.
 //
 // Rules every backend keeps and every caller may rely on:
 // - Shapes, dtypes and strides were checked by ops/ before a call; a backend checks only what is known on the device
