@@ -2,6 +2,10 @@
 //
 // Traffic per block and k-step: one tile of x and one of w through L2. Blocks go through y in groups of 8 row tiles, so
 // that a wave of blocks shares its weights and its rows in L2.
+//
+// Registers (sm_75 to sm_120, no spills) and shared memory of a stage; 3 or 4 stages, as the device allows:
+//   128 × 256 × 32: 255, 24 KB      128 × 128 × 32: 255, 16 KB (serial chunks: 222)
+//   128 ×  64 × 64: 178, 24 KB       64 ×  64 × 64: 126, 16 KB (unaligned: 186)
 #pragma once
 
 #include "gemm_epilogue.cuh"

@@ -1,7 +1,8 @@
-// The ops linear and gated_linear on the GEMM (gemm.h).
+// The ops linear and gated_linear: few rows go to the decode kernels (decode.h), more to the GEMM (gemm.h).
 //
 // The norm of the rows, where one is asked for, runs before a GEMM as the op rms_norm into scratch, rounded to dtype:
 // every block of the GEMM reads the rows again, so normalising them once is cheaper than in each block.
+#include "decode.h"
 #include "entry.h"
 #include "gemm.h"
 
@@ -52,6 +53,7 @@ QfStatus run_normed(int32_t device, const char* name, GemmArgs args, Norm norm, 
 
 QfStatus linear(int32_t device, const QfLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
+  if (decode_serves(args->m, args->dtype)) return decode_linear(device, args);
   if (const QfStatus status = check_sizes("linear", args->m, args->n, args->k); status != QF_OK) return status;
   GemmArgs gemm{};
   gemm.x = args->x;
@@ -74,6 +76,7 @@ QfStatus linear(int32_t device, const QfLinear* args) {
 
 QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
+  if (decode_serves(args->m, args->dtype)) return decode_gated_linear(device, args);
   if (const QfStatus status = check_sizes("gated_linear", args->m, args->n, args->k); status != QF_OK) return status;
   GemmArgs gemm{};
   gemm.x = args->x;

@@ -207,6 +207,27 @@ TEST("gated linear multiplies the activated gate with the other half") {
   }
 }
 
+TEST("a norm in front gives the bits of rms_norm and then linear") {
+  Random random(7);
+  for (const Types& types : kTypes) {
+    Matrix x(types.x, kRows, 104, 8), w(types.w, 40, 104), norm(QF_F32, 1, 104), normed(types.x, kRows, 104);
+    Matrix y(types.y, kRows, 40), expected(types.y, kRows, 40);
+    x.fill(random, 2.0f);
+    w.fill(random, 1.0f);
+    norm.fill(random, 1.0f);
+    const QfRmsNorm rms{x.data(), norm.floats(), normed.data(), kRows, 104, x.ld, 1e-5f, types.x};
+    if (table().rms_norm(0, &rms) != QF_OK) return fail(__FILE__, __LINE__, table().last_error());
+    run(problem(normed, w, expected));
+    QfLinear args = problem(x, w, y);
+    args.norm_weight = norm.floats();
+    args.norm_eps = 1e-5f;
+    run(args);
+    y.download();
+    expected.download();
+    CHECK(same_rows(y, expected, kRows));
+  }
+}
+
 TEST("patch embedding multiplies the patches, adds positions and puts the class token in front") {
   constexpr int64_t kBatch = 3, kChannels = 3, kPatch = 14, kGrid = 5, kDim = 40, kPatches = kGrid * kGrid;
   constexpr int64_t kSide = kPatch * kGrid, kColumns = kChannels * kPatch * kPatch;
