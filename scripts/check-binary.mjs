@@ -1,11 +1,11 @@
-// What the built addon asks of the machine it will run on, and whether its instruction sets stay in their files.
+// What the built addon and GPU libraries ask of the machine they will run on, and whether its instruction sets stay in their files.
 //
 // - The newest glibc and libstdc++ symbol version it needs (floors: what Ubuntu 22.04 has).
 // - An object of csrc/cpu/isa defines weak symbols only in the namespace of its instruction set: a shared inline function
 //   compiled for AVX-512 could be the copy that the linker keeps for everybody, and would crash on a machine without it.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const FLOORS = { GLIBC: '2.34', GLIBCXX: '3.4.30', CXXABI: '1.3.13' };
@@ -35,13 +35,23 @@ function sharedWeakSymbols(object, isa) {
     .filter((symbol) => !symbol.includes(`::${isa}::`));
 }
 
+/** The addon, and the GPU libraries where they were built: beside it or by the compile gate. */
+function binaries() {
+  const folders = [dirname(addon), join(root, 'build', 'cuda-gate')].filter((folder) => existsSync(folder));
+  const libraries = folders.flatMap((folder) => readdirSync(folder).map((file) => join(folder, file)));
+  return [addon, ...libraries.filter((file) => /libqformer_cuda\d+\.so$/.test(file))];
+}
+
 let failed = false;
-const symbols = output('objdump', ['-T', addon]);
-for (const [name, floor] of Object.entries(FLOORS)) {
-  const needed = newestNeeded(symbols, name);
-  const tooNew = needed !== undefined && compareVersions(needed, floor) > 0;
-  failed ||= tooNew;
-  console.log(`check-binary: needs ${name} ${needed ?? 'none'} (floor ${floor})${tooNew ? ' TOO NEW' : ''}`);
+for (const file of binaries()) {
+  const symbols = output('objdump', ['-T', file]);
+  for (const [name, floor] of Object.entries(FLOORS)) {
+    const needed = newestNeeded(symbols, name);
+    const tooNew = needed !== undefined && compareVersions(needed, floor) > 0;
+    failed ||= tooNew;
+    const verdict = `needs ${name} ${needed ?? 'none'} (floor ${floor})${tooNew ? ' TOO NEW' : ''}`;
+    console.log(`check-binary: ${basename(file)}: ${verdict}`);
+  }
 }
 for (const file of existsSync(objects) ? readdirSync(objects, { recursive: true }) : []) {
   const isa = /(?:^|_)(avx2|avx512|avx512bf16|neon)(?:_.*)?\.cpp\.o$/.exec(file)?.[1];
