@@ -14,7 +14,7 @@ QF_DEVICE bool arrive_last(Global<int32_t> counter, int32_t count, Shared<int32_
     __threadfence();  // cumulative: after the barrier it covers the writes of the whole CTA
     const bool last = atomic_add(counter, 0, 1) == count - 1;
     if (last) counter.store(0, 0);  // for the next launch
-    __threadfence();  // what the others published before they arrived is visible from here on
+    __threadfence();                // what the others published before they arrived is visible from here on
     flag.store(0, last ? 1 : 0);
   }
   __syncthreads();

@@ -102,6 +102,14 @@ describe('BlockManager', () => {
     expect(blocks.available).toBe(3);
   });
 
+  it('counts cached blocks, and those given up for new ones', () => {
+    const blocks = new BlockManager(3, SIZE);
+    blocks.release(run(blocks, range(12)));
+    expect([blocks.cached, blocks.evicted]).toEqual([3, 0]);
+    run(blocks, [99, ...range(7)]); // 2 blocks of new content
+    expect([blocks.cached, blocks.evicted]).toEqual([1, 2]);
+  });
+
   it('reports a block that is released twice', () => {
     const blocks = new BlockManager(3, SIZE);
     const first = run(blocks, range(5));

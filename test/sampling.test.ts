@@ -17,6 +17,12 @@ interface SamplingCase {
 const { cases } = readJson<{ cases: SamplingCase[] }>('sampling', 'expected.json');
 const goldens = new Goldens('sampling', 'expected.safetensors');
 
+interface Filters {
+  topK?: number;
+  topP?: number;
+  minP?: number;
+}
+
 /** What the engine computes per step: the ids that must not come next. Written plainly here as the expectation. */
 function bannedIds(c: SamplingCase, ids: number[]): number[] {
   const banned = new Set<number>();
@@ -80,6 +86,19 @@ describe.each(devices().map((device) => device.name))('on %s', (device) => {
       }),
     );
   });
+
+  it.each([
+    ['top-k', { topK: 1 }, 3, [1, 2, 4]],
+    ['top-p, the later of equals', { topP: 0.01 }, 2, [2, 4]],
+    ['min-p, all of equals', { minP: 0.99 }, 2, [1, 2, 4]],
+    ['more than there are entries', { topK: 1, topP: 0.01, minP: 0.99 }, 9, [0, 1, 2, 3, 4]],
+  ])('keeps at least as many as asked for: %s', (_, { topK = 0, topP = 1, minP = 0 }: Filters, least, kept) =>
+    scope(() => {
+      const filters = { temperature: f32([1]), topK: i32([topK]), topP: f32([topP]), minP: f32([minP]) };
+      const scores = ops.warpLogits(f32([0, 2, 2, -1, 3], [1, 5]), { ...filters, minTokensToKeep: least }).toFloat32();
+      expect([...scores.keys()].filter((id) => scores[id] !== -Infinity)).toEqual(kept);
+    }),
+  );
 
   const draw = (scores: Tensor, temperature: number[], seeds: number[], steps: number[]): number[] =>
     scope(() => [

@@ -4,7 +4,11 @@
 
 import { native } from './binding.js';
 import { dtypeCode, type Dtype } from './dtype.js';
+<<<<<<< HEAD
 import { activations, codeOf, masks, maths, type Activation, type Mask, type Math, optional } from './op-arguments.js';
+=======
+import { activations, codeOf, masks, maths, optional, type Activation, type Mask, type Math } from './op-arguments.js';
+>>>>>>> finish
 import { Tensor, handleOf } from './tensor.js';
 
 export type { Activation, Mask, Math, Norm } from './op-arguments.js';

@@ -1,8 +1,8 @@
 // The varlen attention op on the emulated GPU, against double precision: every head size, masks, biases, strides, empty
 // sequences, and that a row's bits do not depend on its neighbours.
 #include "attention_reference.h"
-#include "float_array.h"
 #include "emulator/launch.h"
+#include "float_array.h"
 #include "random_data.h"
 
 using namespace qformer::test;

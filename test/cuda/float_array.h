@@ -22,7 +22,8 @@ class TypedArray {
   DeviceBytes bytes_;
 };
 
-// Floats stored as f32, f16 or bf16, NaN until they are written. `values` holds them as the device sees them, after rounding.
+// Floats stored as f32, f16 or bf16, NaN until they are written. `values` holds them as the device sees them, after
+// rounding.
 class FloatArray {
  public:
   FloatArray(int32_t dtype, size_t count) : values(count, NAN), dtype_(dtype), array_(values, dtype) {}

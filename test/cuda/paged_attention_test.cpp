@@ -3,8 +3,8 @@
 #include <numeric>
 
 #include "attention_reference.h"
-#include "float_array.h"
 #include "emulator/launch.h"
+#include "float_array.h"
 #include "random_data.h"
 
 using namespace qformer::test;
@@ -261,6 +261,17 @@ TEST("a row has the same bits in decode, in chunks and in prefill, alone and in 
       }
     }
   }
+}
+
+TEST("few CTAs per row give the bits of many") {
+  Shape shape;
+  shape.heads = shape.kv_heads =
+      40;  // more heads than the emulated device wants CTAs: each walks three rounds of blocks
+  shape.head_dim = 8;
+  const Cache cache(shape, {600}, 640, 10);
+  const std::vector<float> row = attend(cache, {{0, 1, 600}});
+  CHECK(max_difference(row, expected(cache, {{0, 1, 600}})) <= attention_tolerance(QF_F16));
+  CHECK(slice(attend(cache, {{0, 2, 600}}), cache.q_width(), cache.q_width()) == row);
 }
 
 TEST("empty entries, an empty batch, and rows before the context") {
