@@ -140,8 +140,18 @@ const cases: [string, string, RegExp, () => unknown][] = [
   ['attention', 'SHAPE', /attention: bias must be \[4, 3, 5\], got \[2, 3, 5\]/, () => biased(f(2, 3, 5))],
   ['attention', 'SHAPE', /bias must be \[heads, bias_q, bias_k\]/, () => biased(f(3, 5))],
   ['attention', 'DTYPE', /bias must be f32, got f16/, () => biased(f(4, 3, 5).cast('f16'))],
-  ['attention', 'INVALID_ARGUMENT', /3 queries and 5 keys, the bias is for 2 × 5|do not fit the tensors/, () => biased(f(4, 2, 5))],
-  ['attention', 'INVALID_ARGUMENT', /3 queries and 5 keys, the bias is for 3 × 4|do not fit the tensors/, () => biased(f(4, 3, 4))],
+  [
+    'attention',
+    'INVALID_ARGUMENT',
+    /3 queries and 5 keys, the bias is for 2 × 5|do not fit the tensors/,
+    () => biased(f(4, 2, 5)),
+  ],
+  [
+    'attention',
+    'INVALID_ARGUMENT',
+    /3 queries and 5 keys, the bias is for 3 × 4|do not fit the tensors/,
+    () => biased(f(4, 3, 4)),
+  ],
   ['warpLogits', 'INVALID_ARGUMENT', /minTokensToKeep must be between 1 and/, () => warp(0)],
   [
     'attention',

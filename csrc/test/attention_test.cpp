@@ -1,6 +1,6 @@
 // Attention against double references, and the rule the engine stands on: a query row has the same bits in a full
-// Long because: one table of cases runs through every property of the op.
 // prefill, a chunked prefill and a decode step, over packed or paged keys, whatever else is in the batch.
+// Long because: one table of cases runs through every property of the op.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

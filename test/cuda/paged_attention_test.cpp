@@ -1,6 +1,6 @@
 // Paged attention and kv_append on the emulated GPU: against double precision, and that decode, prefill and chunked
-// Long because: one reference and one table of cases serve decode, prefill and their agreement.
 // prefill give a row the same bits.
+// Long because: one reference and one table of cases serve decode, prefill and their agreement.
 #include <numeric>
 
 #include "attention_reference.h"

@@ -1,7 +1,7 @@
 // The emulated CUDA runtime: devices, memory, streams, events, captured graphs, and launches.
-// Long because: it is one small function for each function of the runtime API that it stands for.
 //
 // One mutex serialises everything, as one device's queue would; operations run on the calling thread.
+// Long because: it is one small function for each function of the runtime API that it stands for.
 #include "cuda_runtime_api.h"
 
 #include <chrono>
