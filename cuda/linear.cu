@@ -53,7 +53,6 @@ QfStatus run_normed(int32_t device, const char* name, GemmArgs args, Norm norm, 
 
 QfStatus linear(int32_t device, const QfLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
-  if (decode_serves(args->m, args->dtype)) return decode_linear(device, args);
   if (const QfStatus status = check_sizes("linear", args->m, args->n, args->k); status != QF_OK) return status;
   GemmArgs gemm{};
   gemm.x = args->x;
@@ -76,7 +75,6 @@ QfStatus linear(int32_t device, const QfLinear* args) {
 
 QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
-  if (decode_serves(args->m, args->dtype)) return decode_gated_linear(device, args);
   if (const QfStatus status = check_sizes("gated_linear", args->m, args->n, args->k); status != QF_OK) return status;
   GemmArgs gemm{};
   gemm.x = args->x;
