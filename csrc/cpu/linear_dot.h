@@ -167,7 +167,7 @@ void dot_rows_all_n(const typename Dot::X* x, int64_t ldx, const typename Dot::W
 // The widest register tile per number of rows; 16-register machines get narrower ones.
 template <int M>
 constexpr int columns_for_rows() {
-  constexpr int kAccumulators = kLanes == 16 ? 24 : 8;
+  constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
   return M == 1 ? 6 : kAccumulators / M < 1 ? 1 : kAccumulators / M > 8 ? 8 : kAccumulators / M;
 }
 

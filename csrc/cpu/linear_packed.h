@@ -1,18 +1,20 @@
 // The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a
 // register tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
 //   x: [k panel][tile][steps of the panel][kTileM][kStep]      w: [steps of the panel][kTileN][kStep]
-// A k panel has at most kPanelSteps steps, so that the panel of w stays in L1 while x streams by from L2. Between
-// panels the accumulators wait in memory, lanes and all, so blocking over k does not change an element's bits.
+// A k panel has at most kPanelSteps steps, so that a panel of w (24 KiB with AVX-512, 8 KiB with AVX2) stays in L1 while
+// tiles of x stream by from L2. Between panels the accumulators wait in memory, lanes and all, so blocking over k does
+// not change an element's bits.
 #pragma once
 
 #include "linear_dot.h"
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int kTileM = kLanes == 16 ? 4 : 2;
-constexpr int kTileN = kLanes == 16 ? 6 : 4;
+constexpr int kTileM = kRegisters == 32 ? 4 : 3;
+constexpr int kTileN = kRegisters == 32 ? 6 : 4;
 constexpr int kTile = kTileM * kTileN;
-constexpr int64_t kPanelBytes = 24 * 1024;
+constexpr int64_t kPanelSteps = 64;
+constexpr int64_t kPanelBytes = kPanelSteps * kTileN * kLanes * static_cast<int64_t>(sizeof(float));
 
 // The division of k into panels: all but the last have `steps` steps.
 struct Panels {
@@ -21,7 +23,6 @@ struct Panels {
 
 template <class Dot>
 inline Panels panels_of(int64_t k) {
-  constexpr int64_t kPanelSteps = kPanelBytes / (kTileN * kLanes * static_cast<int64_t>(sizeof(float)));
   const int64_t total = (k + Dot::kStep - 1) / Dot::kStep;
   const int64_t count = (total + kPanelSteps - 1) / kPanelSteps;
   return {total, (total + count - 1) / count};

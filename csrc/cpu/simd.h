@@ -5,8 +5,8 @@
 // never shares a symbol. For the same reason kernel code uses no standard-library templates: their instances would be
 // shared, whatever instruction set compiled them.
 //
-// Each instruction set gives (all loads and stores unaligned; *_partial touch n elements only, 0 <= n <= kLanes, and
-// fill with 0):
+// Each instruction set gives kLanes, kRegisters (vector registers) and (all loads and stores unaligned; *_partial touch
+// n elements only, 0 <= n <= kLanes, and fill with 0):
 //   zero() broadcast(f) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)
 //   load_f16(p) load_bf16(p) store_f16(p, v) store_bf16(p, v) and their _partial forms, p a uint16_t*; stores round to
 //   nearest even a + b, a - b, a * b, a / b; fma(a, b, c) = a*b + c, fnma(a, b, c) = c - a*b (one rounding but for

@@ -13,6 +13,7 @@ struct Vm {
   __m256 m;
 };
 constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
 
 inline __m256i first_lanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

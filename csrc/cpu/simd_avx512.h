@@ -19,6 +19,7 @@ struct Vm {
   __mmask16 m;
 };
 constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
 
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 

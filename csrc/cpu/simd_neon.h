@@ -14,6 +14,7 @@ struct Vm {
   uint32x4_t m;
 };
 constexpr int kLanes = 4;
+constexpr int kRegisters = 32;
 
 inline Vf zero() { return {vdupq_n_f32(0)}; }
 inline Vf broadcast(float x) { return {vdupq_n_f32(x)}; }

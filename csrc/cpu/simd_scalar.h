@@ -18,6 +18,7 @@ struct Vm {
   IntLanes m;
 };
 constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
 
 inline Vf zero() { return {Lanes{0, 0, 0, 0}}; }
 inline Vf broadcast(float x) { return {Lanes{x, x, x, x}}; }
