@@ -1,9 +1,9 @@
 // The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a
 // register tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
 //   x: [k panel][tile][steps of the panel][kTileM][kStep]      w: [steps of the panel][kTileN][kStep]
-// A k panel has at most kPanelSteps steps, so that a panel of w (24 KiB with AVX-512, 8 KiB with AVX2) stays in L1 while
-// tiles of x stream by from L2. Between panels the accumulators wait in memory, lanes and all, so blocking over k does
-// not change an element's bits.
+// A k panel has at most kPanelSteps steps, so that a panel of w (24 KiB with AVX-512, 8 KiB with AVX2) stays in L1
+// while tiles of x stream by from L2. Between panels the accumulators wait in memory, lanes and all, so blocking over k
+// does not change an element's bits.
 #pragma once
 
 #include "linear_dot.h"
