@@ -1,23 +1,23 @@
-// The decode linear family: products of few rows (the tokens of a decode step or of a short prompt) with weights that
-// are streamed once. linear.cu and gated_linear come here while decode_serves() says so.
+// Products of few rows with 16-bit weights that are streamed once: the tokens of a decode step, the queries of a
+// Q-Former.
 //
-// Invariance: a row's bits are the same for every m that decode_serves, whatever rows stand beside it. A product of
-// more rows (gemm_kernel.cuh) sums k in another order and may differ in the last bits.
+// They give the bits of the GEMM (gemm_kernel.cuh): the same chunks of k, the same mma chain along each, the same sum
+// of the chunks, the same epilogue. run_gemm comes here while decode_serves says so; it is a choice of speed alone.
 #pragma once
 
-#include "backend/backend.h"
+#include "gemm.h"
 
 namespace qformer::cuda {
 
-// Rows up to which a product is bound by the bytes of its weights. f32 activations run on FMAs, where a tiled product
-// takes over earlier.
-inline constexpr int64_t kDecodeRows = 32;
-inline constexpr int64_t kDecodeRowsF32 = 16;
+inline constexpr int32_t kDecodeRows = 32;
 
-inline bool decode_serves(int64_t m, int32_t dtype) { return m <= (dtype == QF_F32 ? kDecodeRowsF32 : kDecodeRows); }
+// 16-bit operands on 16 bytes, and few rows.
+bool decode_serves(const GemmArgs& args, int32_t dtype);
 
-// As the ops linear and gated_linear, for m that decode_serves. They take one scratch of the context.
-QfStatus decode_linear(int32_t device, const QfLinear* args);
-QfStatus decode_gated_linear(int32_t device, const QfGatedLinear* args);
+// And few enough that the kernel normalises them itself, with args.norm_weight.
+bool decode_normalises(const GemmArgs& args, int32_t dtype);
+
+// As run_gemm, `args` with its vector fields filled in. It needs no workspace.
+QfStatus run_decode(DeviceContext& context, const char* name, const GemmArgs& args, int32_t dtype);
 
 }  // namespace qformer::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "decode.h"
 #include "gemm_f32.h"
 #include "gemm_plan.h"
 
@@ -30,8 +31,10 @@ QfStatus check_limits(const char* name, const GemmArgs& args) {
 
 }  // namespace
 
+bool gemm_normalises(const GemmArgs& args, int32_t dtype) { return decode_normalises(args, dtype); }
+
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype) {
-  if (dtype == QF_F32 || args.m <= 0 || args.n <= 0) return 0;
+  if (dtype == QF_F32 || args.m <= 0 || args.n <= 0 || decode_serves(args, dtype)) return 0;
   return plan_gemm(device_of(context), args).partials_bytes;
 }
 
@@ -48,6 +51,7 @@ QfStatus run_gemm(DeviceContext& context, const char* name, GemmArgs args, int32
                 kBf16ComputeCapability / 10, kBf16ComputeCapability % 10, context.compute_capability / 10,
                 context.compute_capability % 10);
   }
+  if (decode_serves(args, dtype)) return run_decode(context, name, args, dtype);
   const GemmPlan plan = plan_gemm(device_of(context), args);
   args.tiles_m = plan.tiles_m;
   args.tiles_n = plan.tiles_n;

@@ -1,8 +1,9 @@
-// y = epilogue(x · wᵀ) for many rows: the one description of a matrix product that linear, gated_linear and
-// patch_embedding fill in, and the launch that picks a kernel for it.
+// y = epilogue(x · wᵀ): the one description of a matrix product that linear, gated_linear and patch_embedding fill in,
+// and the launch that picks a kernel for it.
 //
-// 16-bit activations run on tensor cores (gemm_kernel.cuh), f32 ones on FMAs (gemm_f32.cu). The bits of an output
-// element depend on its own row, its weights and (n, k) alone: never on m, the tile shape or the device's size.
+// 16-bit activations run on tensor cores, few rows by decode.cu and more by gemm_kernel.cuh; f32 ones on FMAs
+// (gemm_f32.cu). The bits of an output element depend on its own row, its weights and (n, k) alone: never on m, the
+// kernel, the tile shape or the device's size.
 #pragma once
 
 #include "runtime/device.h"
@@ -11,12 +12,13 @@ namespace qformer::cuda {
 
 // A kernel parameter: pointers and numbers only.
 struct GemmArgs {
-  const void* x;         // [m, k] dtype, rows ldx apart
-  const void* w;         // [n, k] w_dtype, rows ldw apart
-  const void* w_up;      // the second matrix of a gated product, rows ldw apart, or null
-  const float* bias;     // [n] or null
-  const void* residual;  // rows ldr apart, or null
-  void* y;               // rows ldy apart
+  const void* x;             // [m, k] dtype, rows ldx apart
+  const void* w;             // [n, k] w_dtype, rows ldw apart
+  const void* w_up;          // the second matrix of a gated product, rows ldw apart, or null
+  const float* bias;         // [n] or null
+  const void* residual;      // rows ldr apart, or null
+  const float* norm_weight;  // [k] where gemm_normalises said so, else null
+  void* y;                   // rows ldy apart
   int64_t ldx, ldw, ldr, ldy;
   int32_t m, n, k;
   int32_t activation;
@@ -25,6 +27,7 @@ struct GemmArgs {
   // row r % row_period + 1 of the residual. 0: row r of both.
   int32_t row_period;
   int32_t round_x_to_bf16;  // QF_MATH_BF16; f32 activations only
+  float norm_eps;
 
   // Filled in by the launch.
   int32_t tiles_m, tiles_n;
@@ -36,6 +39,9 @@ struct GemmArgs {
   float* partials;           // [chunks, tiles, tile elements] when chunks run as blocks of their own
   uint32_t* tickets;         // [tiles], zero before and after
 };
+
+// True where the kernel that run_gemm picks normalises the rows itself, with args.norm_weight and the bits of rms_norm.
+bool gemm_normalises(const GemmArgs& args, int32_t dtype);
 
 // Bytes of workspace that run_gemm wants for this product.
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype);

@@ -22,19 +22,19 @@ class TileLoader {
     const int thread = static_cast<int>(threadIdx.x);
     const int first = thread / Tile::kChunks;
     const int chunk = thread % Tile::kChunks;
-    limit_ = args.k - chunk * kChunk;
+    limit_ = args.k - chunk * kCopyElements;
     destination_ = Tile::offset(first, chunk);
     x_ = Global<const T>(static_cast<const T*>(args.x)) + row * args.ldx;
     for (int i = 0; i < kXCopies; ++i) {
       const int r = min(first + i * kRowStep, args.m - 1 - row);
-      x_offsets_[i] = r * static_cast<int>(args.ldx) + chunk * kChunk;
+      x_offsets_[i] = r * static_cast<int>(args.ldx) + chunk * kCopyElements;
     }
     for (int matrix = 0; matrix < kMatrices; ++matrix) {
       w_[matrix] = Global<const T>(static_cast<const T*>(matrix == 0 ? args.w : args.w_up)) + column * args.ldw;
     }
     for (int i = 0; i < kWCopies; ++i) {
       const int r = min(first + i * kRowStep, args.n - 1 - column);
-      w_offsets_[i] = r * static_cast<int>(args.ldw) + chunk * kChunk;
+      w_offsets_[i] = r * static_cast<int>(args.ldw) + chunk * kCopyElements;
     }
   }
 
@@ -65,10 +65,10 @@ class TileLoader {
     if constexpr (kAligned) {
       cp_async16(to, from + (offset + k), k < limit_);
     } else {
-      Vec<T, kChunk> values;
+      Vec<T, kCopyElements> values;
 #pragma unroll
-      for (int e = 0; e < kChunk; ++e) values[e] = k + e < limit_ ? from.load(offset + k + e) : T{0};
-      to.template store_vec<kChunk>(0, values);
+      for (int e = 0; e < kCopyElements; ++e) values[e] = k + e < limit_ ? from.load(offset + k + e) : T{0};
+      to.template store_vec<kCopyElements>(0, values);
     }
   }
 

@@ -60,7 +60,7 @@ class FragmentReader {
   // Slice `slice` of a stage. Rows 16 apart share their swizzle, and chunk 2 * slice + c stands at (2 * slice) ^ the
   // place of chunk c, so a slice is one bit pattern away from the first.
   QF_DEVICE void read(Fragments<Tile>& f, Shared<T> stage, int slice) const {
-    const int x_slice = x_base_ ^ (2 * slice * kChunk), w_slice = w_base_ ^ (2 * slice * kChunk);
+    const int x_slice = x_base_ ^ (2 * slice * kCopyElements), w_slice = w_base_ ^ (2 * slice * kCopyElements);
 #pragma unroll
     for (int i = 0; i < Tile::kMmaM; ++i) ldmatrix_x4(f.x[i], stage + (x_slice + i * 16 * Tile::kStep));
 #pragma unroll

@@ -53,13 +53,6 @@ int32_t stages_for(const TileEntry& tile, size_t shared_limit) {
   return tile.kernel != GemmKernel::kLarge && tile.shared_bytes(2) <= shared_limit ? 2 : 0;
 }
 
-bool is_aligned(const GemmArgs& args) {
-  const auto rows = [](const void* p, int64_t ld) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && ld % kChunk == 0;
-  };
-  return args.k % kChunk == 0 && rows(args.x, args.ldx) && rows(args.w, args.ldw) && rows(args.w_up, args.ldw);
-}
-
 bool serves(const TileEntry& tile, const GemmArgs& args, bool aligned, int32_t chunks) {
   const bool gated = args.w_up != nullptr;
   switch (tile.kernel) {
@@ -99,13 +92,24 @@ int32_t gemm_k_chunk(int32_t n, int32_t k) {
   return std::max(ceil_div(ceil_div(k, chunks), kSplitAlign), 1) * kSplitAlign;
 }
 
+int32_t gemm_k_chunk(const GemmArgs& args) {
+  // A gated product is as wide as two, and its blocks hold two factors: never cut.
+  return gemm_k_chunk(args.w_up != nullptr ? kNeverCut : args.n, args.k);
+}
+
+bool gemm_is_aligned(const GemmArgs& args) {
+  const auto rows = [](const void* p, int64_t ld) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && ld % kCopyElements == 0;
+  };
+  return args.k % kCopyElements == 0 && rows(args.x, args.ldx) && rows(args.w, args.ldw) && rows(args.w_up, args.ldw);
+}
+
 bool plan_kernel(const GemmDevice& device, const GemmArgs& args, GemmKernel kernel, GemmPlan* plan) {
   const bool gated = args.w_up != nullptr;
-  // A gated product is as wide as two, and its blocks hold two factors: never cut.
-  const int32_t k_chunk = gated ? gemm_k_chunk(kNeverCut, args.k) : gemm_k_chunk(args.n, args.k);
+  const int32_t k_chunk = gemm_k_chunk(args);
   const int32_t chunks = std::max(ceil_div(args.k, k_chunk), 1);
   const TileEntry& tile = kTiles[static_cast<int>(kernel)];
-  if (!serves(tile, args, is_aligned(args), chunks)) return false;
+  if (!serves(tile, args, gemm_is_aligned(args), chunks)) return false;
   const int32_t stages = stages_for(tile, device.shared_limit);
   if (stages == 0) return false;
   const bool serial = kernel == GemmKernel::kSerial || kernel == GemmKernel::kUnaligned;

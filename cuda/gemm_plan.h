@@ -30,6 +30,11 @@ struct GemmPlan {
 
 // Columns of k that are summed in one go for weights of n rows.
 int32_t gemm_k_chunk(int32_t n, int32_t k);
+// The same for a product, which may be gated.
+int32_t gemm_k_chunk(const GemmArgs& args);
+
+// Rows of x and of the weights begin on 16 bytes, and k % 8 == 0.
+bool gemm_is_aligned(const GemmArgs& args);
 
 // What a plan depends on besides the product.
 struct GemmDevice {

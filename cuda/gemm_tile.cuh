@@ -9,7 +9,7 @@
 
 namespace qformer::cuda {
 
-inline constexpr int kChunk = 8;  // 16-bit elements of a 16-byte chunk
+inline constexpr int kCopyElements = 8;  // 16-bit ones, a 16-byte chunk
 inline constexpr int kWarpSize = 32;
 inline constexpr int kSplitAlign = 64;  // k_chunk is a multiple of this, hence of every tile's k-step
 
@@ -26,13 +26,13 @@ struct GemmTile {
   static constexpr int kMmaM = kWarpRows / 16;  // mma tiles of a warp
   static constexpr int kMmaN = kWarpWeights / 8;
   static constexpr int kAccumulators = kMmaM * kMmaN * 4;  // per thread
-  static constexpr int kChunks = kStep / kChunk;           // of a row
+  static constexpr int kChunks = kStep / kCopyElements;    // of a row
   static_assert(kStep == 32 || kStep == 64, "the swizzle is made for rows of 64 and 128 bytes");
   static_assert(kWarpWeights % 32 == 0, "the epilogue works on 32 columns at a time");
 
   QF_HOST_DEVICE static int swizzle(int row) { return kStep == 64 ? row & 7 : (row >> 1) & 3; }
   // Where chunk `chunk` of a row begins, in elements.
-  QF_HOST_DEVICE static int offset(int row, int chunk) { return row * kStep + (chunk ^ swizzle(row)) * kChunk; }
+  QF_HOST_DEVICE static int offset(int row, int chunk) { return row * kStep + (chunk ^ swizzle(row)) * kCopyElements; }
 
   static constexpr int kStageElements = (kRows + kWeights) * kStep;
 };

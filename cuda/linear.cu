@@ -1,8 +1,8 @@
-// The ops linear and gated_linear: few rows go to the decode kernels (decode.h), more to the GEMM (gemm.h).
+// The ops linear and gated_linear, over the products of gemm.h.
 //
-// The norm of the rows, where one is asked for, runs before a GEMM as the op rms_norm into scratch, rounded to dtype:
-// every block of the GEMM reads the rows again, so normalising them once is cheaper than in each block.
-#include "decode.h"
+// The norm of the rows, where one is asked for, is that of the op rms_norm, rounded to dtype: of a few rows inside the
+// product, which spares a decode step its launch; else before it into scratch, because every block of a product reads
+// the rows again.
 #include "entry.h"
 #include "gemm.h"
 
@@ -19,21 +19,19 @@ QfStatus check_sizes(const char* name, int64_t m, int64_t n, int64_t k) {
               static_cast<long long>(k), static_cast<long long>(kMax));
 }
 
-struct Norm {
-  const float* weight;  // [k] or null
-  float eps;
-};
-
-// Normalises x into the head of the op's scratch where `norm` says so, then runs the product.
-QfStatus run_normed(int32_t device, const char* name, GemmArgs args, Norm norm, int32_t dtype, int32_t w_dtype) {
+// Runs a product whose rows are normalised first where it has a norm_weight: by the kernel, or into the head of the
+// op's scratch.
+QfStatus run_normed(int32_t device, const char* name, GemmArgs args, int32_t dtype, int32_t w_dtype) {
   DeviceContext& context = context_of(device);
   void* workspace = nullptr;
   size_t normed_bytes = 0;
   QfRmsNorm rms{};
-  if (norm.weight != nullptr) {
+  const bool apart = args.norm_weight != nullptr && !gemm_normalises(args, dtype);
+  if (apart) {
     normed_bytes = static_cast<size_t>(args.m) * static_cast<size_t>(args.k) * qf_dtype_size(dtype);
     normed_bytes = (normed_bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-    rms = {args.x, norm.weight, nullptr, args.m, args.k, args.ldx, norm.eps, dtype};
+    rms = {args.x, args.norm_weight, nullptr, args.m, args.k, args.ldx, args.norm_eps, dtype};
+    args.norm_weight = nullptr;
     args.ldx = args.k;
     args.x = nullptr;  // stands for the scratch, which is aligned as well
   }
@@ -41,7 +39,7 @@ QfStatus run_normed(int32_t device, const char* name, GemmArgs args, Norm norm, 
   if (bytes > 0) {
     if (const QfStatus status = context.scratch(bytes, &workspace); status != QF_OK) return status;
   }
-  if (norm.weight != nullptr) {
+  if (apart) {
     rms.y = workspace;
     args.x = workspace;
     if (const QfStatus status = rms_norm(device, &rms); status != QF_OK) return status;
@@ -59,6 +57,7 @@ QfStatus linear(int32_t device, const QfLinear* args) {
   gemm.w = args->w;
   gemm.bias = args->bias;
   gemm.residual = args->residual;
+  gemm.norm_weight = args->norm_weight;
   gemm.y = args->y;
   gemm.ldx = args->ldx;
   gemm.ldw = args->ldw;
@@ -68,9 +67,10 @@ QfStatus linear(int32_t device, const QfLinear* args) {
   gemm.n = static_cast<int32_t>(args->n);
   gemm.k = static_cast<int32_t>(args->k);
   gemm.activation = args->activation;
+  gemm.norm_eps = args->norm_eps;
   gemm.y_f32 = gemm.residual_f32 = args->y_dtype == QF_F32;
   gemm.round_x_to_bf16 = args->math == QF_MATH_BF16 && args->w_dtype == QF_BF16;
-  return run_normed(device, "linear", gemm, {args->norm_weight, args->norm_eps}, args->dtype, args->w_dtype);
+  return run_normed(device, "linear", gemm, args->dtype, args->w_dtype);
 }
 
 QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
@@ -80,6 +80,7 @@ QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
   gemm.x = args->x;
   gemm.w = args->w_gate;
   gemm.w_up = args->w_up;
+  gemm.norm_weight = args->norm_weight;
   gemm.y = args->y;
   gemm.ldx = args->ldx;
   gemm.ldw = args->ldw;
@@ -88,9 +89,10 @@ QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
   gemm.n = static_cast<int32_t>(args->n);
   gemm.k = static_cast<int32_t>(args->k);
   gemm.activation = args->activation;
+  gemm.norm_eps = args->norm_eps;
   gemm.y_f32 = args->dtype == QF_F32;
   gemm.round_x_to_bf16 = args->math == QF_MATH_BF16 && args->w_dtype == QF_BF16;
-  return run_normed(device, "gated_linear", gemm, {args->norm_weight, args->norm_eps}, args->dtype, args->w_dtype);
+  return run_normed(device, "gated_linear", gemm, args->dtype, args->w_dtype);
 }
 
 }  // namespace qformer::cuda

@@ -157,6 +157,12 @@ inline RowShape row_shape(int64_t cols) {
   return {false, 1024, 0};
 }
 
+// Warps that share a row.
+inline int32_t row_warps(int64_t cols) {
+  const RowShape shape = row_shape(cols);
+  return shape.warp_per_row ? 1 : shape.threads / 32;
+}
+
 inline dim3 grid_of_rows(const RowShape& shape, int64_t rows) {
   const int64_t per_block = shape.warp_per_row ? kWarpsOfRows : 1;
   return dim3(static_cast<unsigned>((rows + per_block - 1) / per_block));

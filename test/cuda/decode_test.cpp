@@ -1,12 +1,11 @@
-// The decode linear family on the emulated GPU: against double references, and that a row's bits do not depend on m.
-#include "decode.h"
-
+// linear and gated linear of few rows on the emulated GPU: against double references, and that a row's bits do not
+// depend on m.
 #include <string>
 
 #include "device_array.h"
+#include "emulator/launch.h"
 #include "product_reference.h"
 #include "random_data.h"
-#include "runtime/device.h"
 
 using namespace qformer;
 using namespace qformer::test;
@@ -64,17 +63,6 @@ Output dense_rows(const DeviceArray& y, const Shape& s, int64_t ld) {
   return out;
 }
 
-QfStatus entered(QfStatus (*op)(int32_t, const QfLinear*), const QfLinear& args) {
-  cuda::DeviceContext* context = nullptr;
-  const QfStatus status = cuda::enter(0, &context);
-  return status == QF_OK ? op(0, &args) : status;
-}
-QfStatus entered(QfStatus (*op)(int32_t, const QfGatedLinear*), const QfGatedLinear& args) {
-  cuda::DeviceContext* context = nullptr;
-  const QfStatus status = cuda::enter(0, &context);
-  return status == QF_OK ? op(0, &args) : status;
-}
-
 Output run_linear(const Shape& s, const Inputs& in) {
   const int64_t ldx = s.k + s.pad_x, ldw = s.k + s.pad_w, ldy = s.n + s.pad_y;
   const DeviceArray x(strided(in.x, s.m, s.k, ldx), s.dtype, s.shift_x),
@@ -100,7 +88,7 @@ Output run_linear(const Shape& s, const Inputs& in) {
                          s.y_dtype,
                          s.activation,
                          s.math};
-  CHECK_EQ(entered(cuda::decode_linear, args), QF_OK);
+  CHECK_EQ(backend().linear(0, &args), QF_OK);
   return dense_rows(y, s, ldy);
 }
 
@@ -115,7 +103,7 @@ Output run_gated(const Shape& s, const Inputs& in) {
                               y.data(), s.m,         s.n,          s.k,
                               ldx,      ldw,         ldy,          1e-6f,
                               s.dtype,  s.w_dtype,   s.activation, s.math};
-  CHECK_EQ(entered(cuda::decode_gated_linear, args), QF_OK);
+  CHECK_EQ(backend().gated_linear(0, &args), QF_OK);
   return dense_rows(y, s, ldy);
 }
 
@@ -263,35 +251,72 @@ TEST("nothing happens for no rows") {
   CHECK_EQ(run_gated(with(0, 5, 8, QF_F32), Inputs(with(0, 5, 8, QF_F32))).bytes.size(), 0u);
 }
 
-// Rows of m = 32 (16 in f32) against the same rows alone and in groups of other sizes, byte for byte.
+// The first and the last rows of 70, which the GEMM multiplies, against the same rows in groups that other kernels
+// serve, byte for byte.
+void check_row_bits(Shape all) {
+  all.m = 70;
+  const Inputs in(all);
+  const Output linear = run_linear(all, in), gated = run_gated(all, in);
+  for (int64_t m : {1, 4, 5, 9, 17, 32, 33}) {
+    Shape some = all;
+    some.m = m;
+    for (const int64_t first : {int64_t{0}, all.m - m}) {
+      Inputs part = in;
+      part.x.assign(in.x.begin() + first * all.k, in.x.begin() + (first + m) * all.k);
+      if (all.residual)
+        part.residual.assign(in.residual.begin() + first * all.n, in.residual.begin() + (first + m) * all.n);
+      const auto same = [&](const Output& few, const Output& many) {
+        const size_t row = many.bytes.size() / static_cast<size_t>(all.m);
+        const auto begin = many.bytes.begin() + first * static_cast<int64_t>(row);
+        return few.bytes == std::vector<uint8_t>(begin, begin + m * static_cast<int64_t>(row));
+      };
+      const std::string what = describe("rows", some) + " from " + std::to_string(first);
+      if (!same(run_linear(some, part), linear)) fail(__FILE__, __LINE__, "linear, " + what);
+      if (all.y_dtype == all.dtype && !same(run_gated(some, part), gated)) fail(__FILE__, __LINE__, "gated, " + what);
+    }
+  }
+}
+
 TEST("a row has the same bits whatever rows stand beside it") {
   for (int32_t dtype : kDtypes) {
     for (const bool norm : {false, true}) {
       for (int64_t k : {200, 203}) {
-        const int64_t most = dtype == QF_F32 ? 16 : 32;
-        Shape all = with(most, 37, k, dtype);
-        all.norm = norm;
-        all.activation = QF_ACT_SILU;
-        const Inputs in(all);
-        const Output linear = run_linear(all, in), gated = run_gated(all, in);
-        for (int64_t m : {1, 2, 4, 5, 9, 17, 25}) {
-          if (m > most) continue;
-          Shape some = all;
-          some.m = m;
-          for (const int64_t first : {int64_t{0}, most - m}) {
-            Inputs part = in;
-            part.x.assign(in.x.begin() + first * k, in.x.begin() + (first + m) * k);
-            const size_t begin = static_cast<size_t>(first * all.n) * qf_dtype_size(dtype);
-            const size_t end = begin + static_cast<size_t>(m * all.n) * qf_dtype_size(dtype);
-            const auto same = [&](const Output& few, const Output& many) {
-              return few.bytes == std::vector<uint8_t>(many.bytes.begin() + static_cast<ptrdiff_t>(begin),
-                                                       many.bytes.begin() + static_cast<ptrdiff_t>(end));
-            };
-            CHECK(same(run_linear(some, part), linear));
-            CHECK(same(run_gated(some, part), gated));
-          }
-        }
+        Shape s = with(0, 37, k, dtype);
+        s.norm = norm;
+        s.activation = QF_ACT_SILU;
+        check_row_bits(s);
       }
     }
   }
+}
+
+TEST("so it has where k is cut into chunks, through every epilogue, and with long norms") {
+  for (int32_t dtype : {QF_F16, QF_BF16}) {
+    for (int64_t k : {1408, 1416, 2304, 3072}) {  // 2, 3 and 4 chunks, with a tail
+      Shape s = with(0, 21, k, dtype);
+      s.norm = k != 2304;
+      s.bias = s.residual = true;
+      s.activation = k == 3072 ? QF_ACT_GELU_TANH : QF_ACT_GELU_ERF;
+      check_row_bits(s);
+      s.y_dtype = QF_F32;
+      s.pad_x = s.pad_w = s.pad_y = 8;
+      check_row_bits(s);
+    }
+    Shape s = with(0, 3, 4608, dtype);
+    s.norm = true;
+    check_row_bits(s);
+  }
+}
+
+TEST("no shared memory access of the streaming product conflicts") {
+  emulator::count_bank_conflicts(true);
+  for (int64_t m : {8, 16, 32}) {
+    const Shape s = with(m, 64, 1408, QF_F16);
+    const Inputs in(s);
+    const emulator::Counters before = emulator::counters();
+    run_linear(s, in);
+    CHECK(emulator::counters().shared_wavefronts > before.shared_wavefronts);
+    CHECK_EQ(emulator::counters().bank_conflicts - before.bank_conflicts, uint64_t{0});
+  }
+  emulator::count_bank_conflicts(false);
 }
