@@ -1,17 +1,17 @@
 // The activations of QfActivation on f32 values in registers, for fused epilogues. The switch is outside the loop: it
-// is uniform over the grid.
+// is uniform over the grid. Their last product is rounded on its own, so that no kernel fuses it with a residual's sum.
 #pragma once
 
 #include "backend/backend.h"
-#include "prims/cuda.h"
+#include "prims/math.h"
 
 namespace qformer::cuda {
 
-QF_DEVICE float gelu_erf(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+QF_DEVICE float gelu_erf(float x) { return mul_rn(0.5f * x, 1.0f + erff(x * 0.70710678f)); }
 
 QF_DEVICE float gelu_tanh(float x) {
   const float inner = 0.79788456f * fmaf(0.044715f * x * x, x, x);
-  return 0.5f * x * (1.0f + tanhf(inner));
+  return mul_rn(0.5f * x, 1.0f + tanhf(inner));
 }
 
 QF_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }

@@ -5,6 +5,6 @@
 
 namespace qformer::cuda {
 
-QfStatus launch_gemm_f32(DeviceContext& context, const char* name, GemmArgs args, int32_t w_dtype);
+QfStatus launch_gemm_f32(DeviceContext& context, const char* name, const GemmArgs& args, int32_t w_dtype);
 
 }  // namespace qformer::cuda
