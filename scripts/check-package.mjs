@@ -27,7 +27,17 @@ const NEEDED = [
   'models/emoji-vlm/NOTICE.txt',
   'models/samples/samples.json',
 ];
-const FOREIGN = [/^test\//, /^bench\//, /^scripts\//, /^build/, /^\.ci/, /^lib\//, /^csrc\/(test|fuzz)\//, /\.map$/];
+const FOREIGN = [
+  /^test\//,
+  /^bench\//,
+  /^scripts\//,
+  /^build/,
+  /^\.ci/,
+  /^lib\//,
+  /^csrc\/(test|fuzz)\//,
+  /^dist\/.*\.map$/,
+  /^models\/emoji-itm\//,
+];
 const MAX_UNPACKED_BYTES = 40e6;
 
 const json = execFileSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts', '--silent'], {

@@ -20,20 +20,27 @@ import {
   type PreprocessorConfig,
 } from './side-config.js';
 
-/** Everything a folder says about a model except the tensors' bytes. `bytes` is the sum over `tensors`. */
-export interface Checkpoint {
+/** What every checkpoint folder holds. `bytes` is the sum over `tensors`. */
+export interface CheckpointFiles {
   dir: string;
-  config: ModelConfig;
-  generation: GenerationDefaults;
   preprocessor?: PreprocessorConfig;
   tensors: Map<string, TensorEntry>;
   files: string[];
   bytes: number;
-  /** Folder with the language model's tokenizer.json. */
+  /** Folder with the tokenizer.json of the language model, or where there is none of the Q-Former. */
   tokenizerDir: string;
+}
+
+/** Everything a folder says about a model except the tensors' bytes. */
+export interface Checkpoint extends CheckpointFiles {
+  config: ModelConfig;
+  generation: GenerationDefaults;
   /** Folder with the tokenizer of the Q-Former's instruction text; absent where the Q-Former reads none. */
   qformerTokenizerDir?: string;
 }
+
+/** What the image processor's settings are checked against. */
+type VisionPart = Pick<ModelConfig, 'vision' | 'numQueryTokens'>;
 
 const SINGLE = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
@@ -44,25 +51,31 @@ const MAX_LISTED = 8;
  * and UNSUPPORTED (a model, setting or weight format that is known but not read).
  */
 export function openCheckpoint(dir: string): Checkpoint {
-  requireFolder(dir);
-  const config = readModelConfig(requireConfig(dir));
+  const config = readModelConfig(configFile(dir));
   const generation = readGeneration(dir, config);
+  const files = readCheckpointFiles(dir, config);
+  return {
+    ...files,
+    config: withTableSizes(config, files.tensors),
+    generation,
+    ...(config.qformer?.useTextInput ? { qformerTokenizerDir: join(dir, 'qformer_tokenizer') } : {}),
+  };
+}
+
+/** The weights and the image processor's settings of a folder whose configuration has been read. Throws as `openCheckpoint`. */
+export function readCheckpointFiles(dir: string, config: VisionPart): CheckpointFiles {
   const preprocessor = readPreprocessor(dir, config);
   const tensors = readTensors(dir);
   const files = [...new Set([...tensors.values()].map((entry) => entry.file))];
   let bytes = 0;
   for (const entry of tensors.values()) bytes += entry.bytes;
-  return {
-    dir,
-    config: withTableSizes(config, tensors),
-    generation,
-    ...(preprocessor === undefined ? {} : { preprocessor }),
-    tensors,
-    files,
-    bytes,
-    tokenizerDir: dir,
-    ...(config.qformer?.useTextInput ? { qformerTokenizerDir: join(dir, 'qformer_tokenizer') } : {}),
-  };
+  return { dir, ...(preprocessor === undefined ? {} : { preprocessor }), tensors, files, bytes, tokenizerDir: dir };
+}
+
+/** Path of the folder's config.json. Throws INVALID_ARGUMENT and IO where `dir` is no checkpoint folder. */
+export function configFile(dir: string): string {
+  requireFolder(dir);
+  return requireConfig(dir);
 }
 
 function requireFolder(dir: unknown): asserts dir is string {
@@ -98,7 +111,7 @@ function readGeneration(dir: string, config: ModelConfig): GenerationDefaults {
   return config.vision === undefined ? { ...stored, ...preferIds(own, stored) } : preferIds(stored, own);
 }
 
-function readPreprocessor(dir: string, config: ModelConfig): PreprocessorConfig | undefined {
+function readPreprocessor(dir: string, config: VisionPart): PreprocessorConfig | undefined {
   if (config.vision === undefined) return undefined;
   const processor = optionalFields(dir, 'processor_config.json');
   if (processor !== undefined) checkQueryTokens(processor, config.numQueryTokens);

@@ -106,11 +106,13 @@ function refuseRetrieval(fields: JsonFields): void {
   throw fields.unsupported('architectures', retrieval, 'image-text retrieval generates no text');
 }
 
-function section(fields: JsonFields, key: string): JsonFields {
+/** The object under `key`, empty where there is none. */
+export function section(fields: JsonFields, key: string): JsonFields {
   return fields.optionalObject(key) ?? new JsonFields(fields.file, {}, `${key}.`);
 }
 
-function parseVision(fields: JsonFields): VisionConfig {
+/** The vision tower's section. */
+export function parseVision(fields: JsonFields): VisionConfig {
   const config: VisionConfig = {
     hiddenSize: fields.integer('hidden_size', { ...BOUNDS.width, default: 1408 }),
     numLayers: fields.integer('num_hidden_layers', { ...BOUNDS.layers, default: 39 }),
@@ -131,7 +133,8 @@ function parseVision(fields: JsonFields): VisionConfig {
   return config;
 }
 
-function parseQFormer(fields: JsonFields, visionHiddenSize: number, instructed: boolean): QFormerConfig {
+/** The Q-Former's section; `instructed`: it reads text whatever the file says. */
+export function parseQFormer(fields: JsonFields, visionHiddenSize: number, instructed: boolean): QFormerConfig {
   const config: QFormerConfig = {
     hiddenSize: fields.integer('hidden_size', { ...BOUNDS.width, default: 768 }),
     numLayers: fields.integer('num_hidden_layers', { ...BOUNDS.layers, default: 12 }),

@@ -3,13 +3,13 @@
 // more bits than bf16), bf16 ones in f16 on a device too old for bf16.
 
 import { QFormerError } from '../errors.js';
-import type { Checkpoint } from '../io/checkpoint.js';
+import type { CheckpointFiles } from '../io/checkpoint.js';
 import type { Activations } from '../nn/parameter.js';
 import { devices, type Dtype } from '../tensor/index.js';
 
 /** The activation dtype for a checkpoint on a device; UNSUPPORTED for a dtype that a 16-bit device lacks. */
 export function chooseActivations(
-  checkpoint: Checkpoint,
+  checkpoint: CheckpointFiles,
   { device, dtype }: { device: string; dtype: 'auto' | Activations },
 ): Activations {
   const known = dtypesOf(device);
@@ -23,7 +23,7 @@ export function chooseActivations(
 }
 
 /** The dtype of most of a checkpoint's bytes, as safetensors spells it. */
-export function storedDtype({ tensors }: Checkpoint): string {
+export function storedDtype({ tensors }: CheckpointFiles): string {
   const bytes = new Map<string, number>();
   for (const entry of tensors.values()) bytes.set(entry.dtype, (bytes.get(entry.dtype) ?? 0) + entry.bytes);
   return [...bytes].reduce((best, next) => (next[1] > best[1] ? next : best), ['F32', 0])[0];

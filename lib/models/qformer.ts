@@ -24,8 +24,10 @@ export interface QFormerInput {
   queries?: Tensor;
   /** `prefix` of the queries, where it is known: spares its computation in a batch without text. */
   prefix?: Tensor;
-  /** [batch · image_tokens, encoder_hidden]; needed with queries */
+  /** [images · image_tokens, encoder_hidden]; needed with queries */
   features?: Tensor;
+  /** Which image each sequence reads; without it there is one image per sequence, in order. */
+  images?: readonly number[];
   /** number of sequences */
   batch: number;
   /** Q-Former token ids of each sequence, any lengths */
@@ -115,7 +117,7 @@ export class QFormer {
   }
 
   /** The input of layer 0: norm(queries, word + position of the text). Queries have neither word nor position. */
-  embed({ queries, features, batch, text }: QFormerInput): EmbeddedQFormerInput {
+  embed({ queries, features, images, batch, text }: QFormerInput): EmbeddedQFormerInput {
     const device = queries?.device ?? this.layernorm.weight.tensor.device;
     this.#checkText(text, batch);
     const textLengths = text?.map((ids) => ids.length) ?? new Array<number>(batch).fill(0);
@@ -123,7 +125,7 @@ export class QFormer {
       throw new QFormerError('INVALID_ARGUMENT', 'Q-Former: there are neither queries nor text');
     }
     const layout = new QFormerLayout(textLengths, queries?.shape[0] ?? 0, device);
-    const imageKeys = queries === undefined ? [] : this.#imageKeys(this.#checkedFeatures(features, batch));
+    const imageKeys = queries === undefined ? [] : this.#imageKeys(features, batch, images);
     const rows = layout.join(
       queries && ops.gatherRows(this.#asActivations(queries), layout.repeatedQueries()),
       text && this.#embedText(text, device),
@@ -131,11 +133,17 @@ export class QFormer {
     return { hidden: this.layernorm.forward(rows), layout, imageKeys };
   }
 
-  /** features: [batch · image_tokens, encoder_hidden] → keys and values by layer */
-  #imageKeys(features: Tensor): (ImageKeys | undefined)[] {
+  /** Keys and values by layer; an image that several sequences read is projected once. */
+  #imageKeys(
+    features: Tensor | undefined,
+    batch: number,
+    images: readonly number[] | undefined,
+  ): (ImageKeys | undefined)[] {
     const { hiddenSize, numHeads } = this.config;
-    const all = this.imageProjection.forward(features);
-    const heads = all.reshape([features.shape[0]!, 2 * this.#crossing.length * numHeads, hiddenSize / numHeads]);
+    const count = images === undefined ? batch : Math.max(...images) + 1;
+    const projected = this.imageProjection.forward(this.#checkedFeatures(features, count));
+    const all = images === undefined ? projected : repeatImages(projected, count, images);
+    const heads = all.reshape([all.shape[0]!, 2 * this.#crossing.length * numHeads, hiddenSize / numHeads]);
     const part = (i: number) => heads.slice(1, i * numHeads, (i + 1) * numHeads);
     return this.layers.map((_, layer) => {
       const place = this.#crossing.indexOf(layer);
@@ -186,4 +194,13 @@ export class QFormer {
       throw new QFormerError('INVALID_ARGUMENT', message, { tokens: length, limit });
     }
   }
+}
+
+/** x: [count · image_tokens, dim] → the rows of image `images[i]` for every i, [images.length · image_tokens, dim] */
+function repeatImages(x: Tensor, count: number, images: readonly number[]): Tensor {
+  const tokens = x.shape[0]! / count;
+  const rows = Int32Array.from({ length: images.length * tokens }, (_, i) => {
+    return images[Math.floor(i / tokens)]! * tokens + (i % tokens);
+  });
+  return ops.gatherRows(x, Tensor.fromArray(rows, [rows.length], { device: x.device }));
 }

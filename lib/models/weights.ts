@@ -4,7 +4,7 @@
 // time; f32 vectors, converted and stacked matrices are copies. On a GPU everything is uploaded from the mapping and converted
 // there, once, to the dtype of the activations. Nothing passes through JavaScript memory.
 
-import type { Checkpoint } from '../io/checkpoint.js';
+import type { CheckpointFiles } from '../io/checkpoint.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
 import { ANY, Parameter, type Activations, type ParameterSource } from '../nn/parameter.js';
@@ -57,7 +57,7 @@ export class Weights implements ParameterSource {
   readonly #tensors: Tensor[] = [];
 
   constructor(
-    readonly checkpoint: Checkpoint,
+    readonly checkpoint: CheckpointFiles,
     readonly options: WeightsOptions,
   ) {
     this.activations = chooseActivations(checkpoint, options);
