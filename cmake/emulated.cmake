@@ -37,7 +37,7 @@ target_link_options(qformer_emulated PRIVATE -Wl,--version-script=${CMAKE_SOURCE
 set_target_properties(qformer_emulated PROPERTIES LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map LINKER_LANGUAGE CXX)
 
 # The CPU backend, for tests of ops that promise its very bits.
-set(tests_against_cpu elementwise_test image_test lora_merge_test sampling_test)
+set(tests_against_cpu elementwise_test image_test lora_merge_test quant_linear_test sampling_test)
 file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/cpu_include)
 file(CREATE_LINK ${QFORMER_ROOT}/csrc/cpu ${CMAKE_BINARY_DIR}/cpu_include/cpu SYMBOLIC COPY_ON_ERROR)
 file(GLOB_RECURSE cpu_sources CONFIGURE_DEPENDS ${QFORMER_ROOT}/csrc/cpu/*.cpp)

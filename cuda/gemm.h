@@ -27,6 +27,7 @@ struct GemmArgs {
   // row r % row_period + 1 of the residual. 0: row r of both.
   int32_t row_period;
   int32_t round_x_to_bf16;  // QF_MATH_BF16; f32 activations only
+  int32_t w_rows;           // > 0: w is part of a matrix of so many rows and keeps its order of summation
   float norm_eps;
 
   // Filled in by the launch.

@@ -94,7 +94,7 @@ int32_t gemm_k_chunk(int32_t n, int32_t k) {
 
 int32_t gemm_k_chunk(const GemmArgs& args) {
   // A gated product is as wide as two, and its blocks hold two factors: never cut.
-  return gemm_k_chunk(args.w_up != nullptr ? kNeverCut : args.n, args.k);
+  return gemm_k_chunk(args.w_up != nullptr ? kNeverCut : args.w_rows > 0 ? args.w_rows : args.n, args.k);
 }
 
 bool gemm_is_aligned(const GemmArgs& args) {

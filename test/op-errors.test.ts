@@ -2,7 +2,7 @@
 
 import { beforeAll, describe, expect, it } from 'vitest';
 import { Tensor, ops, scope } from '../lib/tensor/index.js';
-import { activationDtypes, completeDevices, expectDevices, settled, testDevices } from './support/devices.js';
+import { activationDtypes, expectDevices, settled, testDevices } from './support/devices.js';
 import { expectNoLeaks } from './support/fixtures.js';
 
 expectDevices();
@@ -264,10 +264,7 @@ describe.each(testDevices)('an op on %s', (name) => {
   beforeAll(() => void (device = name));
   expectNoLeaks();
 
-  // found by the kernel itself, so only where there is one
-  const hasKernel = (op: string, code: string) =>
-    op !== 'loraApply' || code === 'SHAPE' || completeDevices.includes(name);
-  it.each(cases.filter(([op, code]) => hasKernel(op, code)))('%s throws %s matching %s', (_, code, message, run) => {
+  it.each(cases)('%s throws %s matching %s', (_, code, message, run) => {
     scope(() => {
       expect(() => settled(device, run)).toThrow(
         expect.objectContaining({ name: 'QFormerError', code, message: expect.stringMatching(message) }),

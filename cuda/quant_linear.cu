@@ -1,0 +1,176 @@
+// quant_linear: weights widened to the activations' dtype in scratch, then the product of gemm.h on them.
+//
+// So it has the bits of linear on the widened weights, whatever m is. The weight goes through in slices of rows that
+// stay in L2 between writing and reading; every slice is summed in the order of the whole matrix (GemmArgs::w_rows).
+// Traffic per slice: codes and scales once from memory, the widened weights once into L2 and from there as in linear.
+// Registers of the widening kernel on sm_90: 32.
+#include <algorithm>
+#include <type_traits>
+
+#include "entry.h"
+#include "gemm.h"
+#include "row_chunks.cuh"
+#include "runtime/launch.h"
+
+namespace qformer::cuda {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr size_t kScratchAlignment = 256;
+constexpr int64_t kSliceAlign = 256;  // rows: whole tiles of every GEMM kernel
+#ifdef QF_EMULATED
+constexpr int64_t kSliceBytes = int64_t{64} << 10;  // small, so that tests have several slices
+#else
+constexpr int64_t kSliceBytes = int64_t{32} << 20;  // of widened weights
+#endif
+
+struct WidenArgs {
+  const uint8_t* q;     // [rows, k * bits / 8]
+  const float* scales;  // [rows, k / group]
+  void* w;              // [rows, k] dense
+  int32_t k, group;
+  bool whole;  // a chunk of 8 columns has one scale, and its codes and values are aligned to their size
+};
+
+QF_DEVICE float level_of(Global<const uint8_t> q, int i, int bits) {
+  if (bits == 8) return static_cast<float>(static_cast<int8_t>(q.load(i)));
+  return static_cast<float>((q.load(i / 2) >> (i % 2 * 4) & 15) - 8);
+}
+
+// A row per blockIdx.x, a thread per chunk of 8 columns.
+template <class T, int kBits>
+QF_KERNEL void QF_LAUNCH_BOUNDS(kMaxThreads, 1) widen_rows(WidenArgs args) {
+  const int64_t row = blockIdx.x;
+  const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kChunk;
+  if (column >= args.k) return;
+  const Global<const uint8_t> q = Global<const uint8_t>(args.q) + row * (int64_t{args.k} * kBits / 8);
+  const Global<const float> scales = Global<const float>(args.scales) + row * (args.k / args.group);
+  float w[kChunk];
+  if (args.whole) {
+    const float scale = scales.load(column / args.group);
+    const auto codes = q.template load_vec_streaming<kBits>(column / 8 * kBits);
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      const int level = kBits == 8 ? static_cast<int8_t>(codes[j]) : (codes[j / 2] >> (j % 2 * 4) & 15) - 8;
+      w[j] = static_cast<float>(level) * scale;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      const int i = column + j;
+      w[j] = i < args.k ? level_of(q, i, kBits) * scales.load(i / args.group) : 0.0f;
+    }
+  }
+  store_chunk(Global<T>(static_cast<T*>(args.w)) + row * args.k, column, args.k, args.whole, w);
+}
+
+template <class T>
+QfStatus widen(DeviceContext& context, const WidenArgs& args, int64_t rows, int32_t bits) {
+  const int chunks = (args.k + kChunk - 1) / kChunk;
+  const int threads = std::clamp((chunks + 31) / 32 * 32, 32, kMaxThreads);
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((chunks + threads - 1) / threads));
+  return launch("quantLinear", context.stream, bits == 8 ? widen_rows<T, 8> : widen_rows<T, 4>, grid,
+                dim3(static_cast<unsigned>(threads)), 0, args);
+}
+
+QfStatus widen(DeviceContext& context, const WidenArgs& args, int64_t rows, int32_t bits, int32_t dtype) {
+  switch (dtype) {
+    case QF_F32:
+      return widen<float>(context, args, rows, bits);
+    case QF_F16:
+      return widen<Half>(context, args, rows, bits);
+    default:
+      return widen<BFloat16>(context, args, rows, bits);
+  }
+}
+
+// Rows of a slice: as even as tiles allow.
+int64_t slice_rows(int64_t n, int64_t row_bytes) {
+  const int64_t most = std::max(kSliceBytes / std::max<int64_t>(row_bytes, 1) / kSliceAlign, int64_t{1}) * kSliceAlign;
+  const int64_t slices = (n + most - 1) / most;
+  return std::min(((n + slices - 1) / slices + kSliceAlign - 1) / kSliceAlign * kSliceAlign, n);
+}
+
+size_t padded(int64_t bytes) {
+  return (static_cast<size_t>(bytes) + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
+}
+
+template <class P>
+P* advance(P* p, int64_t elements, int32_t dtype) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return p == nullptr ? nullptr : static_cast<Byte*>(p) + elements * static_cast<int64_t>(qf_dtype_size(dtype));
+}
+
+GemmArgs product_of(const QfQuantLinear& op) {
+  GemmArgs gemm{};
+  gemm.x = op.x;
+  gemm.bias = op.bias;
+  gemm.residual = op.residual;
+  gemm.y = op.y;
+  gemm.ldx = op.ldx;
+  gemm.ldw = op.k;
+  gemm.ldr = op.ldr;
+  gemm.ldy = op.ldy;
+  gemm.m = static_cast<int32_t>(op.m);
+  gemm.k = static_cast<int32_t>(op.k);
+  gemm.w_rows = static_cast<int32_t>(op.n);
+  gemm.activation = op.activation;
+  gemm.y_f32 = gemm.residual_f32 = op.y_dtype == QF_F32;
+  return gemm;
+}
+
+}  // namespace
+
+QfStatus quant_linear(int32_t device, const QfQuantLinear* args) {
+  const QfQuantLinear& op = *args;
+  if (op.m <= 0 || op.n <= 0) return QF_OK;
+  constexpr int64_t kMax = (int64_t{1} << 31) - 512;  // tiles overhang
+  if (std::max({op.m, op.n, op.k}) > kMax)
+    return fail(QF_UNSUPPORTED, "quantLinear: no size may exceed %lld", static_cast<long long>(kMax));
+  DeviceContext& context = context_of(device);
+  const auto size = static_cast<int64_t>(qf_dtype_size(op.dtype));
+  const int64_t rows = slice_rows(op.n, op.k * size);
+  GemmArgs gemm = product_of(op);
+  if (op.norm_weight != nullptr) {
+    gemm.x = nullptr;  // stands for the scratch, which is aligned as well
+    gemm.ldx = op.k;
+  }
+  const auto slice_at = [&](int64_t first) {
+    GemmArgs slice = gemm;
+    slice.n = static_cast<int32_t>(std::min(rows, op.n - first));
+    slice.bias = op.bias == nullptr ? nullptr : op.bias + first;
+    slice.residual = advance(op.residual, first, op.y_dtype);
+    slice.y = advance(op.y, first, op.y_dtype);
+    return slice;
+  };
+
+  // Scratch: normalised rows, widened weights, the product's own.
+  const size_t normed_bytes = op.norm_weight == nullptr ? 0 : padded(op.m * op.k * size);
+  const size_t slice_bytes = padded(rows * op.k * size);
+  const int64_t last = (op.n - 1) / rows * rows;
+  const size_t product_bytes =
+      std::max(gemm_workspace(context, slice_at(0), op.dtype), gemm_workspace(context, slice_at(last), op.dtype));
+  void* scratch = nullptr;
+  QfStatus status = context.scratch(normed_bytes + slice_bytes + product_bytes, &scratch);
+  if (status != QF_OK) return status;
+  void* const w = static_cast<char*>(scratch) + normed_bytes;
+  void* const workspace = static_cast<char*>(w) + slice_bytes;
+  gemm.w = w;
+  if (op.norm_weight != nullptr) {
+    gemm.x = scratch;
+    const QfRmsNorm norm = {op.x, op.norm_weight, scratch, op.m, op.k, op.ldx, op.norm_eps, op.dtype};
+    status = rms_norm(device, &norm);
+  }
+  const int64_t row_bytes = op.k * op.bits / 8, groups = op.k / op.group;
+  const bool whole = op.k % kChunk == 0 && op.group % kChunk == 0 && reinterpret_cast<uintptr_t>(op.q) % 8 == 0;
+  for (int64_t first = 0; first < op.n && status == QF_OK; first += rows) {
+    const GemmArgs slice = slice_at(first);
+    const WidenArgs codes = {
+        op.q + first * row_bytes, op.scales + first * groups, w, gemm.k, static_cast<int32_t>(op.group), whole};
+    status = widen(context, codes, slice.n, op.bits, op.dtype);
+    if (status == QF_OK) status = run_gemm(context, "quantLinear", slice, op.dtype, op.dtype, workspace);
+  }
+  return status;
+}
+
+}  // namespace qformer::cuda
