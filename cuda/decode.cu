@@ -7,9 +7,7 @@
 // multiprocessor: 5 to 8 KB per warp and stage. No spills from sm_75 to sm_120.
 #include "decode.h"
 
-#include <algorithm>
-
-#include "decode_stream.cuh"
+#include "decode_plan.h"
 #include "gemm_epilogue.cuh"
 #include "gemm_plan.h"
 #include "runtime/launch.h"
@@ -59,39 +57,19 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kMaxStreamWarps * 32, 3) decode_kernel(DecodeArg
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-int token_tiles(int32_t m) { return m <= 8 ? 1 : m <= 16 ? 2 : 4; }
-
-struct DecodePlan {
-  int32_t blocks, warps;
-  size_t bytes;  // of shared memory
-};
-
-// Warps of a block, and as deep a ring as lets all blocks run at once, or three stages.
-DecodePlan plan_decode(const DeviceContext& context, DecodeArgs* args) {
-  constexpr size_t kReserved = 1024;  // per block, by the system
-  const int32_t units = args->product.tiles_n, processors = std::max(context.multiprocessors, 1);
-  int32_t per_block = std::max(kMaxStreamWarps / args->chunks, 1);
-  while (per_block > 1 && ceil_div(units, per_block) < processors) --per_block;
-  DecodePlan plan = {ceil_div(units, per_block), per_block * args->chunks, 0};
-  const size_t limit = context.shared_memory_per_block_optin;
-  const auto together = static_cast<size_t>(ceil_div(plan.blocks, processors));
-  for (int32_t stages = kMaxStages; stages >= 2; --stages) {
-    args->tokens.stages = stages;
-    plan.bytes = stream_shared_bytes(args->tokens, plan.warps, stages, token_tiles(args->tokens.m));
-    if (plan.bytes <= limit && (stages <= 3 || together * (plan.bytes + kReserved) <= limit + kReserved)) break;
-  }
-  return plan;
-}
-
 template <class T, bool kGated>
 QfStatus launch_decode(DeviceContext& context, const char* name, DecodeArgs args) {
-  const DecodePlan plan = plan_decode(context, &args);
+  const int tiles = token_tiles(args.tokens.m);
+  const StreamPlan plan = plan_stream(context, args.product.tiles_n, args.chunks, [&](int32_t warps, int32_t stages) {
+    return stream_shared_bytes(args.tokens, warps, stages, tiles);
+  });
+  args.tokens.stages = plan.stages;
   const auto with = [&](auto kernel) {
     return launch_dependent(name, context.stream, kernel, dim3(static_cast<unsigned>(plan.blocks)),
                             dim3(static_cast<unsigned>(plan.warps) * 32), plan.bytes, args);
   };
   if (args.tokens.norm_weight != nullptr) return with(decode_kernel<T, 1, kGated, true>);
-  switch (token_tiles(args.tokens.m)) {
+  switch (tiles) {
     case 1:
       return with(decode_kernel<T, 1, kGated, false>);
     case 2:
@@ -121,8 +99,7 @@ QfStatus run_decode(DeviceContext& context, const char* name, const GemmArgs& pr
   args.product.tiles_n = ceil_div(product.n, gated ? kGroupRows : kUnitRows);
   args.product.k_chunk = gemm_k_chunk(product);
   args.chunks = std::max(ceil_div(product.k, args.product.k_chunk), 1);
-  args.tokens = {product.x, product.norm_weight,  product.ldx,      product.m,
-                 product.k, row_warps(product.k), product.norm_eps, 0};
+  args.tokens = decode_tokens(product);
   if (dtype == QF_F16) {
     return gated ? launch_decode<Half, true>(context, name, args) : launch_decode<Half, false>(context, name, args);
   }

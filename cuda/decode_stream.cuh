@@ -213,8 +213,8 @@ QF_DEVICE void multiply_step(UnitSums<kTokenTiles>& sums, const StreamRing<T, kT
   }
 }
 
-// The chunks' sums of a unit in shared memory: [chunk][token][row of the unit], tokens kPitch apart so that neither
-// side has bank conflicts.
+// The chunks' sums of a unit in shared memory: [chunk][token][row of the unit; of one group 0-7 and 16-23], tokens
+// kPitch apart so that neither side has bank conflicts.
 class ChunkSums {
  public:
   static constexpr int kPitch = kUnitRows + 4;
@@ -223,16 +223,18 @@ class ChunkSums {
   QF_DEVICE ChunkSums(Shared<float> memory, int stride, int chunks)
       : memory_(memory), stride_(stride), chunks_(chunks) {}
 
-  template <int kTokenTiles>
-  QF_DEVICE void put(int chunk, const UnitSums<kTokenTiles>& sums) const {
+  template <int kGroups, int kTokenTiles>
+  QF_DEVICE void put(int chunk, const float (&sums)[kGroups][kTokenTiles][4]) const {
+    // A single group has its second half where the banks of eight readers do not meet.
+    constexpr int kHalf = kGroups == 1 ? 16 : 8;
     const int g = stream_lane() / 4, t = stream_lane() % 4;
 #pragma unroll
-    for (int group = 0; group < 2; ++group)
+    for (int group = 0; group < kGroups; ++group)
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int token = 8 * j + 2 * t + e % 2, row = group * kGroupRows + g + e / 2 * 8;
+          const int token = 8 * j + 2 * t + e % 2, row = group * kGroupRows + g + e / 2 * kHalf;
           memory_.store(chunk * stride_ + token * kPitch + row, sums[group][j][e]);
         }
   }
@@ -297,19 +299,20 @@ QF_DEVICE ChunkSums stream_product(const DecodeTokens& tokens, const UnitRows<T>
   __syncwarp();
   const int unit_warp = stream_warp() - chunk;
   const ChunkSums exchange((rings + unit_warp * ring_elements).template as<float>(), ring_elements / 2, chunks);
-  exchange.put<kTokenTiles>(chunk, sums);
+  exchange.put(chunk, sums);
   __syncthreads();
   return exchange;
 }
 
-// Bytes of dynamic shared memory of a block, on the host.
-inline size_t stream_shared_bytes(const DecodeTokens& tokens, int warps, int stages, int token_tiles) {
-  const bool staged = tokens.norm_weight != nullptr;
-  const int rows = kUnitRows + (staged ? 0 : 8 * token_tiles);
-  const size_t ring = shared_bytes<uint16_t>(static_cast<size_t>(warps * stages * rows * kStreamStep));
-  if (!staged) return ring;
-  return ring + shared_bytes<uint16_t>(static_cast<size_t>(tokens.m * staged_pitch(tokens.k))) +
+// Bytes of dynamic shared memory of a block, on the host: of staged tokens, and of everything.
+inline size_t staged_shared_bytes(const DecodeTokens& tokens) {
+  if (tokens.norm_weight == nullptr) return 0;
+  return shared_bytes<uint16_t>(static_cast<size_t>(tokens.m * staged_pitch(tokens.k))) +
          shared_bytes<float>(static_cast<size_t>(tokens.m * tokens.norm_warps));
+}
+inline size_t stream_shared_bytes(const DecodeTokens& tokens, int warps, int stages, int token_tiles) {
+  const int rows = kUnitRows + (tokens.norm_weight != nullptr ? 0 : 8 * token_tiles);
+  return shared_bytes<uint16_t>(static_cast<size_t>(warps * stages * rows * kStreamStep)) + staged_shared_bytes(tokens);
 }
 
 }  // namespace qformer::cuda

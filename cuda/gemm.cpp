@@ -31,6 +31,14 @@ QfStatus check_limits(const char* name, const GemmArgs& args) {
 
 }  // namespace
 
+QfStatus check_gemm_sizes(const char* name, int64_t m, int64_t n, int64_t k) {
+  constexpr int64_t kMax = (int64_t{1} << 31) - 512;  // tiles overhang
+  if (m <= kMax && n <= kMax && k <= kMax) return QF_OK;
+  return fail(QF_UNSUPPORTED, "%s: [%lld, %lld] x [%lld, %lld] is too large, no size may exceed %lld", name,
+              static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(n),
+              static_cast<long long>(k), static_cast<long long>(kMax));
+}
+
 bool gemm_normalises(const GemmArgs& args, int32_t dtype) { return decode_normalises(args, dtype); }
 
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype) {
@@ -38,19 +46,24 @@ size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_
   return plan_gemm(device_of(context), args).partials_bytes;
 }
 
-QfStatus run_gemm(DeviceContext& context, const char* name, GemmArgs args, int32_t dtype, int32_t w_dtype,
-                  void* workspace) {
-  if (args.m <= 0 || args.n <= 0) return QF_OK;
-  if (const QfStatus status = check_limits(name, args); status != QF_OK) return status;
-  args.y_vectors = takes_vectors(args.y, args.ldy, args.y_f32 != 0);
-  args.bias_vectors = takes_vectors(args.bias, 0, true);
-  args.residual_vectors = takes_vectors(args.residual, args.ldr, args.residual_f32 != 0);
-  if (dtype == QF_F32) return launch_gemm_f32(context, name, args, w_dtype);
+QfStatus prepare_gemm(const DeviceContext& context, const char* name, GemmArgs* args, int32_t dtype) {
+  if (const QfStatus status = check_limits(name, *args); status != QF_OK) return status;
+  args->y_vectors = takes_vectors(args->y, args->ldy, args->y_f32 != 0);
+  args->bias_vectors = takes_vectors(args->bias, 0, true);
+  args->residual_vectors = takes_vectors(args->residual, args->ldr, args->residual_f32 != 0);
   if (dtype == QF_BF16 && context.compute_capability < kBf16ComputeCapability) {
     return fail(QF_UNSUPPORTED, "%s: dtype bf16 needs compute capability %d.%d, this device has %d.%d", name,
                 kBf16ComputeCapability / 10, kBf16ComputeCapability % 10, context.compute_capability / 10,
                 context.compute_capability % 10);
   }
+  return QF_OK;
+}
+
+QfStatus run_gemm(DeviceContext& context, const char* name, GemmArgs args, int32_t dtype, int32_t w_dtype,
+                  void* workspace) {
+  if (args.m <= 0 || args.n <= 0) return QF_OK;
+  if (const QfStatus status = prepare_gemm(context, name, &args, dtype); status != QF_OK) return status;
+  if (dtype == QF_F32) return launch_gemm_f32(context, name, args, w_dtype);
   if (decode_serves(args, dtype)) return run_decode(context, name, args, dtype);
   const GemmPlan plan = plan_gemm(device_of(context), args);
   args.tiles_m = plan.tiles_m;

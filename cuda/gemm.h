@@ -41,11 +41,17 @@ struct GemmArgs {
   uint32_t* tickets;         // [tiles], zero before and after
 };
 
+// QF_UNSUPPORTED for sizes past the kernels' 32-bit arithmetic.
+QfStatus check_gemm_sizes(const char* name, int64_t m, int64_t n, int64_t k);
+
 // True where the kernel that run_gemm picks normalises the rows itself, with args.norm_weight and the bits of rms_norm.
 bool gemm_normalises(const GemmArgs& args, int32_t dtype);
 
 // Bytes of workspace that run_gemm wants for this product.
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype);
+
+// What every kernel wants first: refuses what the device does not support, fills in the vector fields.
+QfStatus prepare_gemm(const DeviceContext& context, const char* name, GemmArgs* args, int32_t dtype);
 
 // Puts the product on the context's stream. `dtype` is that of x, `w_dtype` that of the weights (equal where dtype is
 // 16 bits). `workspace`: gemm_workspace bytes of the op's scratch, 16-byte aligned. `name` is the op's, for messages.

@@ -11,14 +11,6 @@ namespace {
 
 constexpr size_t kScratchAlignment = 256;
 
-QfStatus check_sizes(const char* name, int64_t m, int64_t n, int64_t k) {
-  constexpr int64_t kMax = (int64_t{1} << 31) - 512;  // tiles overhang
-  if (m <= kMax && n <= kMax && k <= kMax) return QF_OK;
-  return fail(QF_UNSUPPORTED, "%s: [%lld, %lld] x [%lld, %lld] is too large, no size may exceed %lld", name,
-              static_cast<long long>(m), static_cast<long long>(k), static_cast<long long>(n),
-              static_cast<long long>(k), static_cast<long long>(kMax));
-}
-
 // Runs a product whose rows are normalised first where it has a norm_weight: by the kernel, or into the head of the
 // op's scratch.
 QfStatus run_normed(int32_t device, const char* name, GemmArgs args, int32_t dtype, int32_t w_dtype) {
@@ -51,7 +43,7 @@ QfStatus run_normed(int32_t device, const char* name, GemmArgs args, int32_t dty
 
 QfStatus linear(int32_t device, const QfLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
-  if (const QfStatus status = check_sizes("linear", args->m, args->n, args->k); status != QF_OK) return status;
+  if (const QfStatus status = check_gemm_sizes("linear", args->m, args->n, args->k); status != QF_OK) return status;
   GemmArgs gemm{};
   gemm.x = args->x;
   gemm.w = args->w;
@@ -75,7 +67,8 @@ QfStatus linear(int32_t device, const QfLinear* args) {
 
 QfStatus gated_linear(int32_t device, const QfGatedLinear* args) {
   if (args->m <= 0 || args->n <= 0) return QF_OK;
-  if (const QfStatus status = check_sizes("gated_linear", args->m, args->n, args->k); status != QF_OK) return status;
+  if (const QfStatus status = check_gemm_sizes("gated_linear", args->m, args->n, args->k); status != QF_OK)
+    return status;
   GemmArgs gemm{};
   gemm.x = args->x;
   gemm.w = args->w_gate;

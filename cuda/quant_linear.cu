@@ -1,6 +1,8 @@
-// quant_linear: weights widened to the activations' dtype in scratch, then the product of gemm.h on them.
+// quant_linear: weights widened to the activations' dtype in scratch, then the product of gemm.h on them. So it has the
+// bits of linear on the widened weights, whatever m is. Few rows take a kernel that widens in registers
+// (quant_decode.h), with the same bits.
 //
-// So it has the bits of linear on the widened weights, whatever m is. The weight goes through in slices of rows that
+// The weight goes through in slices of rows that
 // stay in L2 between writing and reading; every slice is summed in the order of the whole matrix (GemmArgs::w_rows).
 // Traffic per slice: codes and scales once from memory, the widened weights once into L2 and from there as in linear.
 // Registers of the widening kernel on sm_90: 32.
@@ -9,6 +11,7 @@
 
 #include "entry.h"
 #include "gemm.h"
+#include "quant_decode.h"
 #include "row_chunks.cuh"
 #include "runtime/launch.h"
 
@@ -106,15 +109,18 @@ GemmArgs product_of(const QfQuantLinear& op) {
   gemm.x = op.x;
   gemm.bias = op.bias;
   gemm.residual = op.residual;
+  gemm.norm_weight = op.norm_weight;
   gemm.y = op.y;
   gemm.ldx = op.ldx;
   gemm.ldw = op.k;
   gemm.ldr = op.ldr;
   gemm.ldy = op.ldy;
   gemm.m = static_cast<int32_t>(op.m);
+  gemm.n = static_cast<int32_t>(op.n);
   gemm.k = static_cast<int32_t>(op.k);
   gemm.w_rows = static_cast<int32_t>(op.n);
   gemm.activation = op.activation;
+  gemm.norm_eps = op.norm_eps;
   gemm.y_f32 = gemm.residual_f32 = op.y_dtype == QF_F32;
   return gemm;
 }
@@ -124,17 +130,19 @@ GemmArgs product_of(const QfQuantLinear& op) {
 QfStatus quant_linear(int32_t device, const QfQuantLinear* args) {
   const QfQuantLinear& op = *args;
   if (op.m <= 0 || op.n <= 0) return QF_OK;
-  constexpr int64_t kMax = (int64_t{1} << 31) - 512;  // tiles overhang
-  if (std::max({op.m, op.n, op.k}) > kMax)
-    return fail(QF_UNSUPPORTED, "quantLinear: no size may exceed %lld", static_cast<long long>(kMax));
+  if (const QfStatus status = check_gemm_sizes("quantLinear", op.m, op.n, op.k); status != QF_OK) return status;
   DeviceContext& context = context_of(device);
   const auto size = static_cast<int64_t>(qf_dtype_size(op.dtype));
-  const int64_t rows = slice_rows(op.n, op.k * size);
   GemmArgs gemm = product_of(op);
-  if (op.norm_weight != nullptr) {
-    gemm.x = nullptr;  // stands for the scratch, which is aligned as well
+  const bool norm_apart = op.norm_weight != nullptr && !gemm_normalises(gemm, op.dtype);
+  if (norm_apart) {
+    gemm.norm_weight = nullptr;
     gemm.ldx = op.k;
+    gemm.x = nullptr;  // stands for the scratch, which is aligned as well
   }
+  const QuantWeights weights = {op.q, op.scales, static_cast<int32_t>(op.group), op.bits};
+  const bool streams = quant_decode_serves(context, gemm, weights, op.dtype);
+  const int64_t rows = streams ? op.n : slice_rows(op.n, op.k * size), last = (op.n - 1) / rows * rows;
   const auto slice_at = [&](int64_t first) {
     GemmArgs slice = gemm;
     slice.n = static_cast<int32_t>(std::min(rows, op.n - first));
@@ -145,22 +153,25 @@ QfStatus quant_linear(int32_t device, const QfQuantLinear* args) {
   };
 
   // Scratch: normalised rows, widened weights, the product's own.
-  const size_t normed_bytes = op.norm_weight == nullptr ? 0 : padded(op.m * op.k * size);
-  const size_t slice_bytes = padded(rows * op.k * size);
-  const int64_t last = (op.n - 1) / rows * rows;
-  const size_t product_bytes =
-      std::max(gemm_workspace(context, slice_at(0), op.dtype), gemm_workspace(context, slice_at(last), op.dtype));
+  const size_t normed_bytes = norm_apart ? padded(op.m * op.k * size) : 0;
+  const size_t slice_bytes = streams ? 0 : padded(rows * op.k * size);
+  const size_t product_bytes = streams ? 0
+                                       : std::max(gemm_workspace(context, slice_at(0), op.dtype),
+                                                  gemm_workspace(context, slice_at(last), op.dtype));
   void* scratch = nullptr;
-  QfStatus status = context.scratch(normed_bytes + slice_bytes + product_bytes, &scratch);
-  if (status != QF_OK) return status;
-  void* const w = static_cast<char*>(scratch) + normed_bytes;
-  void* const workspace = static_cast<char*>(w) + slice_bytes;
-  gemm.w = w;
-  if (op.norm_weight != nullptr) {
+  QfStatus status = QF_OK;
+  if (normed_bytes + slice_bytes + product_bytes > 0)
+    status = context.scratch(normed_bytes + slice_bytes + product_bytes, &scratch);
+  if (norm_apart && status == QF_OK) {
     gemm.x = scratch;
     const QfRmsNorm norm = {op.x, op.norm_weight, scratch, op.m, op.k, op.ldx, op.norm_eps, op.dtype};
     status = rms_norm(device, &norm);
   }
+  if (status != QF_OK) return status;
+  if (streams) return run_quant_decode(context, "quantLinear", gemm, weights, op.dtype);
+  void* const w = static_cast<char*>(scratch) + normed_bytes;
+  void* const workspace = static_cast<char*>(w) + slice_bytes;
+  gemm.w = w;
   const int64_t row_bytes = op.k * op.bits / 8, groups = op.k / op.group;
   const bool whole = op.k % kChunk == 0 && op.group % kChunk == 0 && reinterpret_cast<uintptr_t>(op.q) % 8 == 0;
   for (int64_t first = 0; first < op.n && status == QF_OK; first += rows) {
