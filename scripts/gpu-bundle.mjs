@@ -22,10 +22,10 @@ const at = (...parts) => join(bundle, ...parts);
  * is a sixth of the size allowed.
  */
 const TESTS = {
-  ops: ['op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'sampling', 'graph', 'tensor'],
+  ops: ['op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'lora', 'sampling', 'graph', 'tensor'],
   models: ['nn', 'vit', 'qformer', 'llama', 'blip2', 'weights'],
   engine: ['engine-fixtures', 'engine', 'demo-model-reference'],
-  sanitizer: ['fused-ops', 'op-fixtures'],
+  sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
 /** Packages that the library, its tests and the test runner import. */
 const PACKAGES = ['sharp', '@huggingface/tokenizers', 'node-gyp-build', 'commander', 'cli-progress', 'fast-check'];

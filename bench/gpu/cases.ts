@@ -1,4 +1,5 @@
-// The cases: the products and attentions of ViT-g, Q-Former and LLaMA-7B, a decoder layer's five ops, adapters.
+// The cases: the products and attentions of ViT-g, Q-Former and LLaMA-7B, a decoder layer's five ops, quantised weights,
+// adapters.
 
 import { ops } from '../../lib/tensor/index.js';
 import type { Activation } from '../../lib/tensor/index.js';
@@ -11,11 +12,12 @@ const EPS = 1e-6;
 type Width = 2 | 4;
 
 export function gpuCases(sizes: Sizes, width: Width): GpuCase[] {
-  const { vision, decoder, contexts, qformer, rank } = sizes;
+  const { vision, decoder, contexts, group, qformer, rank } = sizes;
   return [
     ...vision.batches.flatMap((batch) => visionCases(vision, batch, width)),
     ...decoder.prompts.flatMap((tokens) => prefillCases(decoder, tokens, width)),
     ...decoder.batches.flatMap((batch) => decodeCases(decoder, batch, contexts, width)),
+    ...[...decoder.batches, decoder.prompts.at(-1)!].flatMap((rows) => quantCases(decoder, rows, group, width)),
     ...qformer.batches.map((batch) => qformerCase(qformer, vision.tokens, batch, width)),
     loraMergeCase(decoder.hidden, rank, width),
     ...decoder.batches.map((batch) => loraApplyCase(decoder.hidden, rank, batch, width)),
@@ -88,6 +90,29 @@ function linearCase(name: string, m: number, n: number, k: number, width: Width,
         ...(epilogue.activation && { activation: epilogue.activation }),
       };
       return () => void ops.linear(x, w, options);
+    },
+  };
+}
+
+function quantCases(sizes: Sizes['decoder'], m: number, group: number, width: Width): GpuCase[] {
+  const { hidden, mlp } = sizes;
+  return ([8, 4] as const).flatMap((bits) => [
+    quantLinearCase(m, hidden, hidden, bits, group, width),
+    quantLinearCase(m, hidden, mlp, bits, group, width),
+  ]);
+}
+
+function quantLinearCase(m: number, n: number, k: number, bits: 4 | 8, group: number, width: Width): GpuCase {
+  return {
+    name: `int${bits} weights in groups of ${group} [${m}, ${k}] × [${n}, ${k}]ᵀ`,
+    kind: 'quantLinear',
+    params: { m, n, k, bits, group },
+    flops: 2 * m * n * k,
+    bytes: n * k * (bits / 8 + 4 / group) + width * m * (k + 2 * n),
+    make(data) {
+      const [x, residual] = [data.random([m, k]), data.random([m, n])];
+      const w = data.quantized(n, k, bits, group);
+      return () => void ops.quantLinear(x, w, { residual });
     },
   };
 }

@@ -6,7 +6,7 @@
 import { writeFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
-import { Tensor, devices, keep, record, scope, type Dtype } from '../../lib/tensor/index.js';
+import { Tensor, devices, keep, ops, record, scope, type Dtype, type QuantizedWeight } from '../../lib/tensor/index.js';
 import { summarise } from '../measure.js';
 import { MODEL_SIZES, SMOKE_SIZES, type DeviceData, type GpuCase } from './case.js';
 import { gpuCases } from './cases.js';
@@ -59,6 +59,13 @@ class Data implements DeviceData {
   }
   ones(count: number): Tensor {
     return this.#own(Tensor.fromArray(new Float32Array(count).fill(1), [count], { device: this.device }));
+  }
+  quantized(n: number, k: number, bits: 4 | 8, group: number): QuantizedWeight {
+    const w = this.random([n, k], this.dtype, k ** -0.5);
+    const { q, scales } = ops.quantize(w, { bits, group });
+    this.#tensors.splice(this.#tensors.indexOf(w), 1);
+    w.dispose();
+    return { q: this.#own(q), scales: this.#own(scales) };
   }
   dispose(): void {
     for (const tensor of this.#tensors.splice(0)) tensor.dispose();

@@ -41,6 +41,11 @@ def linear(p, dtype):
     return run
 
 
+def quant_linear(p, dtype):
+    """PyTorch has no grouped weight-only product of this dtype in general: its dense one, with the weight widened before."""
+    return linear({**p, "bias": False, "residual": True, "activation": "none"}, dtype)
+
+
 def gated(p, dtype):
     x = rand(p["m"], p["k"], dtype=dtype)
     gate_up = rand(2 * p["n"], p["k"], dtype=dtype, scale=p["k"] ** -0.5)
@@ -122,6 +127,7 @@ def lora_apply(p, dtype):
 
 KINDS = {
     "linear": linear,
+    "quantLinear": quant_linear,
     "gated": gated,
     "attention": attention,
     "paged": paged,
