@@ -39,15 +39,18 @@ describe.each(testDevices)('on %s', (device) => {
       const x = random([rows, k], 1).cast(dtype);
       const w = random([n, k], 2).cast(dtype);
       const norm = { weight: random([k], 3), eps: 1e-6 };
+      const [int8, int4] = ([8, 4] as const).map((bits) => ops.quantize(w, { bits, group: 32 }));
       const products = {
         plain: (part: Tensor) => ops.linear(part, w, { activation: 'gelu' }),
         normed: (part: Tensor) => ops.linear(part, w, { norm }),
         gated: (part: Tensor) => ops.gatedLinear(part, w, w, { norm }),
         logits: (part: Tensor) => ops.linear(part, w, { dtype: 'f32' }),
+        int8: (part: Tensor) => ops.quantLinear(part, int8!),
+        int4: (part: Tensor) => ops.quantLinear(part, int4!, { norm }),
       };
       for (const [name, run] of Object.entries(products)) {
         const all = run(x);
-        for (const m of [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 130]) {
+        for (const m of [1, 2, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 130]) {
           expectSameBits(run(x.slice(0, 0, m)), all.slice(0, 0, m), `${name}, m = ${m}`);
           expectSameBits(run(x.slice(0, rows - m, rows)), all.slice(0, rows - m, rows), `${name}, the last ${m}`);
         }
