@@ -4,7 +4,18 @@
 export { loadModel, Model } from './model.js';
 export { Chat, type ChatMessage } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
-export type { CaptionOptions, ChatOptions, GenerateOptions, LoadOptions, PromptOptions } from './options.js';
+export { EncodedImage, type ModelImage } from './encoded-image.js';
+export type { Embedding, Match } from './retrieval.js';
+export type {
+  CaptionOptions,
+  ChatOptions,
+  EmbedInput,
+  EmbedOptions,
+  GenerateOptions,
+  LoadOptions,
+  PromptOptions,
+  RetrievalOptions,
+} from './options.js';
 export type { PromptConfig } from './prompts.js';
 export type {
   EngineInfo,

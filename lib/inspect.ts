@@ -2,6 +2,7 @@
 
 import { resolve } from 'node:path';
 import { openCheckpoint } from './io/checkpoint.js';
+import { isRetrievalCheckpoint, openRetrievalCheckpoint } from './io/retrieval-checkpoint.js';
 
 /** Sizes of one part of a model. */
 export interface PartInfo {
@@ -27,13 +28,14 @@ export interface CheckpointInfo {
 const parts: readonly [name: string, pattern: RegExp][] = [
   ['vision encoder', /^(?:model\.)?vision_model\./],
   ['Q-Former', /^(?:model\.)?(?:qformer\.|query_tokens$|embeddings\.)/],
-  ['projection', /^(?:model\.)?language_projection\./],
+  ['projection', /^(?:model\.)?(?:language|vision|text)_projection\./],
+  ['matching head', /^itm_head\./],
   ['language model', /^(?:(?:model\.)?language_model\.|lm_head\.|model\.(?:layers|embed_tokens|norm)\.)/],
 ];
 
 /** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file. */
 export function inspect(dir: string): CheckpointInfo {
-  const checkpoint = openCheckpoint(dir);
+  const checkpoint = isRetrievalCheckpoint(dir) ? openRetrievalCheckpoint(dir) : openCheckpoint(dir);
   const byPart = new Map<string, PartInfo>();
   const bytesByDtype: Record<string, number> = {};
   for (const tensor of checkpoint.tensors.values()) {
@@ -51,7 +53,7 @@ export function inspect(dir: string): CheckpointInfo {
   return {
     dir: resolve(dir),
     modelType: checkpoint.config.modelType,
-    languageModel: checkpoint.config.text.modelType,
+    languageModel: 'text' in checkpoint.config ? checkpoint.config.text.modelType : 'none',
     files: checkpoint.files,
     tensors: total((part) => part.tensors),
     parameters: total((part) => part.parameters),

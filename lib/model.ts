@@ -3,32 +3,40 @@
 
 import { onAbort } from './abort.js';
 import { Chat } from './chat.js';
+import type { EncodedImage} from './encoded-image.js';
+import { requestImage, type ModelImage } from './encoded-image.js';
 import { EngineClient, type RequestHandle } from './engine/client.js';
 import type { GenerateParams } from './engine/params.js';
 import type { EngineInfo, EngineStats } from './engine/protocol.js';
 import { QFormerError, describe } from './errors.js';
 import { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
-import { loadImage, type ImageInput, type ImageOptions } from './io/image.js';
+import type { ImageOptions } from './io/image.js';
 import {
   captionParams,
   checkChatOptions,
+  checkEmbed,
   checkLoadOptions,
+  checkRetrievalOptions,
   checkText,
   promptParams,
   requestParams,
   withTemperature,
   type CaptionOptions,
   type ChatOptions,
+  type EmbedInput,
+  type EmbedOptions,
   type GenerateOptions,
   type LoadOptions,
   type PromptOptions,
+  type RetrievalOptions,
 } from './options.js';
 import { PromptTemplates, readPromptConfig } from './prompts.js';
+import { Retrieval, type Embedding, type Match } from './retrieval.js';
 
 /** A finished prompt with its image, ready to be sent. */
 interface Request {
   prompt: string | number[];
-  image?: ImageInput | undefined;
+  image?: ModelImage | undefined;
   params: GenerateParams;
   options: GenerateOptions;
 }
@@ -56,6 +64,7 @@ export class Model {
   readonly #client: EngineClient;
   readonly #templates: PromptTemplates;
   readonly #imageOptions: ImageOptions;
+  readonly #retrieval: Retrieval;
   #disposed = false;
 
   /** @internal */
@@ -63,6 +72,7 @@ export class Model {
     this.#client = client;
     this.#templates = templates;
     this.#imageOptions = imageOptions;
+    this.#retrieval = new Retrieval(client, imageOptions);
   }
 
   /** What is loaded, and where and how it runs. */
@@ -76,7 +86,7 @@ export class Model {
   }
 
   /** Describes an image. The caption prompt has no template, so `raw` changes nothing. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
-  caption(image: ImageInput, options: CaptionOptions = {}): Generation {
+  caption(image: ModelImage, options: CaptionOptions = {}): Generation {
     const params = captionParams(options);
     return this.#start('caption', {
       prompt: options.prompt ?? this.#templates.caption(options.lang),
@@ -87,7 +97,7 @@ export class Model {
   }
 
   /** Answers a question about an image. Errors: IO, FORMAT, UNSUPPORTED, ABORTED, INVALID_ARGUMENT (beyond the context). */
-  answer(image: ImageInput, question: string, options: GenerateOptions = {}): Generation {
+  answer(image: ModelImage, question: string, options: GenerateOptions = {}): Generation {
     checkText('answer', 'the question', question);
     const params = requestParams('answer', options);
     const prompt = options.raw ? question : this.#templates.answer(question);
@@ -109,6 +119,48 @@ export class Model {
     const start = (prompt: string, request: GenerateOptions): Generation =>
       this.#start('chat.send', { prompt, image, params: requestParams('chat.send', request), options: request });
     return new Chat(start, this.#templates, system);
+  }
+
+  /**
+   * Whether a text describes an image, by the matching head (ITM): one Match per text. Calls that are made together are computed
+   * together. Errors: UNSUPPORTED (the checkpoint has no such head), INVALID_ARGUMENT, IO, FORMAT, ABORTED; so for the next two.
+   */
+  match(image: ModelImage, text: string, options?: RetrievalOptions): Promise<Match>;
+  match(image: ModelImage, texts: readonly string[], options?: RetrievalOptions): Promise<Match[]>;
+  async match(
+    image: ModelImage,
+    texts: string | readonly string[],
+    options: RetrievalOptions = {},
+  ): Promise<Match | Match[]> {
+    checkRetrievalOptions('match', options);
+    this.#requireLive('match');
+    const matches = await this.#retrieval.match(image, typeof texts === 'string' ? [texts] : texts, options);
+    return typeof texts === 'string' ? matches[0]! : matches;
+  }
+
+  /** Contrastive similarities (ITC): one row per image, one number from −1 to 1 per text, of the image's best query vector. */
+  async similarity(
+    images: readonly ModelImage[],
+    texts: readonly string[],
+    options: RetrievalOptions = {},
+  ): Promise<number[][]> {
+    checkRetrievalOptions('similarity', options);
+    this.#requireLive('similarity');
+    return this.#retrieval.similarity(images, texts, options);
+  }
+
+  /** The unit vectors that `similarity` compares: of an image one per query token, or pooled; of a text one. */
+  async embed(input: EmbedInput, options: EmbedOptions = {}): Promise<Embedding[]> {
+    checkEmbed(input, options);
+    this.#requireLive('embed');
+    return this.#retrieval.embed('embed', input, options);
+  }
+
+  /** Runs the vision tower once; the result stands for the image in every call of this model until it is disposed. */
+  async encodeImage(image: ModelImage, options: RetrievalOptions = {}): Promise<EncodedImage> {
+    checkRetrievalOptions('encodeImage', options);
+    this.#requireLive('encodeImage');
+    return this.#retrieval.encode(image, options);
   }
 
   /** Counters of the engine. Rejects with ABORTED once disposed. */
@@ -133,6 +185,10 @@ export class Model {
 
   #start(where: string, request: Request): Generation {
     this.#requireLive(where);
+    if (this.info.purpose === 'retrieval') {
+      const message = `${where}: this checkpoint cannot generate text: it compares images with texts and has no language model`;
+      throw new QFormerError('UNSUPPORTED', message, { modelType: this.info.modelType });
+    }
     if (request.image !== undefined && !this.info.supportsImages) {
       throw new QFormerError('UNSUPPORTED', `${where}: ${this.info.modelType} is a text-only model and takes no image`);
     }
@@ -151,7 +207,8 @@ export class Model {
         throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
     };
     throwIfAborted();
-    const images = image === undefined ? [] : [await loadImage(image, { ...this.#imageOptions, exif, signal })];
+    const images =
+      image === undefined ? [] : [await requestImage(this.#client, image, { ...this.#imageOptions, exif, signal })];
     throwIfAborted();
     this.#requireLive(where);
     const handle = this.#client.submit(

@@ -5,7 +5,7 @@
 import { PARAM_NAMES, resolveParams, type GenerateParams, type ParamDefaults } from './engine/params.js';
 import { checkOptions, describe, QFormerError } from './errors.js';
 import type { LoadProgress } from './engine/protocol.js';
-import type { ImageInput } from './io/image.js';
+import type { ModelImage } from './encoded-image.js';
 
 /** Options of `loadModel`. */
 export interface LoadOptions {
@@ -57,16 +57,34 @@ export interface CaptionOptions extends GenerateOptions {
 /** Options of `Model.generate`. */
 export interface PromptOptions extends GenerateOptions {
   /** The image the prompt is about; none for a text-only model. */
-  image?: ImageInput;
+  image?: ModelImage;
 }
 
 /** Options of `Model.chat`. */
 export interface ChatOptions {
   /** The image the chat is about: an array of one, because these models take one image per prompt. */
-  images?: ImageInput[];
+  images?: ModelImage[];
   /** Text before the first turn. */
   system?: string;
 }
+
+/** Options of `Model.match`, `similarity` and `encodeImage`. */
+export interface RetrievalOptions {
+  /** Cancels the call; it rejects with ABORTED. */
+  signal?: AbortSignal;
+  /** Turn photographs upright by their EXIF orientation. Default false, as the reference implementation. */
+  exif?: boolean;
+}
+
+/** Options of `Model.embed`. */
+export interface EmbedOptions extends RetrievalOptions {
+  /** `none`: an image has a vector per query token, of which the best one counts; `mean`: their mean, scaled to length 1. Default `none`. */
+  pool?: 'none' | 'mean';
+}
+
+/** What `Model.embed` takes: images or texts. */
+export type EmbedInput =
+  { images: readonly ModelImage[]; texts?: undefined } | { texts: readonly string[]; images?: undefined };
 
 /** Says what a value must be when `value` is not that. */
 type Rule = (value: unknown) => string | undefined;
@@ -107,6 +125,11 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
 const requestRules = { signal, raw: boolean, exif: boolean };
 const captionRules = { ...requestRules, lang: string, prompt: string };
 const promptRules = { ...requestRules, image: anything };
+const retrievalRules: Record<keyof RetrievalOptions, Rule> = { signal, exif: boolean };
+const embedRules: Record<keyof EmbedOptions, Rule> = {
+  ...retrievalRules,
+  pool: rule('none or mean', (value) => value === 'none' || value === 'mean'),
+};
 const chatRules: Record<keyof ChatOptions, Rule> = {
   images: rule('an array of one image', (value) => Array.isArray(value) && value.length <= 1),
   system: string,
@@ -122,6 +145,21 @@ export function checkLoadOptions(options: LoadOptions): void {
 export function checkChatOptions(options: ChatOptions): void {
   checkOptions('chat', options, Object.keys(chatRules));
   checkValues('chat', options, chatRules);
+}
+
+/** Throws INVALID_ARGUMENT where `options` are not RetrievalOptions. */
+export function checkRetrievalOptions(where: string, options: RetrievalOptions): void {
+  checkOptions(where, options, Object.keys(retrievalRules));
+  checkValues(where, options, retrievalRules);
+}
+
+/** Throws INVALID_ARGUMENT where the arguments of `embed` are not what it takes. */
+export function checkEmbed(input: EmbedInput, options: EmbedOptions): void {
+  checkOptions('embed', options, Object.keys(embedRules));
+  checkValues('embed', options, embedRules);
+  checkOptions('embed', input, ['images', 'texts']);
+  if (Array.isArray(input?.images) !== Array.isArray(input?.texts)) return;
+  throw new QFormerError('INVALID_ARGUMENT', 'embed: takes { images } or { texts }, an array of one of them');
 }
 
 /** Throws INVALID_ARGUMENT where `options` are not GenerateOptions. Returns what concerns the engine. */

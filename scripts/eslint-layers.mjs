@@ -14,13 +14,13 @@ const LAYERS = [
   ['nn', /^nn\//],
   ['models', /^models\//],
   ['io', /^io\//],
-  ['protocol', /^engine\/(protocol|params)$/],
+  ['protocol', /^engine\/(protocol|params|task)$/],
   ['worker', /^engine\/worker$/],
   ['client', /^engine\/client$/],
   ['engine', /^engine\/(sequence|scheduler|kv-cache|engine|batch|logits|text-stream)$/],
   ['runner', /^engine\//],
   ['cli', /^cli\//],
-  ['main', /^[^/]+$/],
+  ['main', /^(eval\/)?[^/]+$/],
 ];
 
 const BASE = ['errors', 'package-root'];

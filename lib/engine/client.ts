@@ -18,6 +18,7 @@ import {
   type ToWorker,
   type WorkerInit,
 } from './protocol.js';
+import type { Task, TaskImage, TaskResult } from './task.js';
 
 /** Options of EngineClient.start: the engine's, and what concerns loading. */
 export interface ClientOptions extends EngineOptions {
@@ -47,9 +48,17 @@ export interface RequestHandle {
   abort(): void;
 }
 
+/** A running task. */
+export interface TaskHandle {
+  /** As `RequestHandle.done`, but rejects with ABORTED after abort(). */
+  readonly done: Promise<TaskResult>;
+  /** Takes effect before the next batch of tasks; does nothing once the task has ended. */
+  abort(): void;
+}
+
 interface Pending {
   onDelta?: ((delta: Delta) => void) | undefined;
-  resolve(result: EngineResult): void;
+  resolve(result: EngineResult | TaskResult): void;
   reject(error: unknown): void;
 }
 
@@ -131,12 +140,31 @@ export class EngineClient {
 
   /** Sends a request. Throws ABORTED / INTERNAL when the engine is closed / died; everything else rejects `done`. */
   submit(request: EngineRequest, options: SubmitOptions = {}): RequestHandle {
+    const transfer = options.transferImages === true ? buffersOf(request.images ?? []) : [];
+    return this.#start((id) => ({ type: 'request', id, request }), transfer, options.onDelta);
+  }
+
+  /** Starts a task, whose pixels are moved to the worker. Throws as `submit`. */
+  run(task: Task): TaskHandle {
+    const transfer = buffersOf('image' in task ? [task.image] : []);
+    return this.#start((id) => ({ type: 'task', id, task }), transfer);
+  }
+
+  /** Undoes one 'hold' task; later requests may still find the image in the cache. */
+  release(digest: string): void {
+    if (this.#failure === undefined) this.#send({ type: 'release', digest });
+  }
+
+  #start<Result extends EngineResult | TaskResult>(
+    message: (id: number) => ToWorker,
+    transfer: ArrayBuffer[],
+    onDelta?: (delta: Delta) => void,
+  ): { id: number; done: Promise<Result>; abort(): void } {
     if (this.#failure !== undefined) throw this.#failure;
     const id = this.#nextId++;
-    const transfer = options.transferImages === true ? buffersOf(request) : [];
-    this.#send({ type: 'request', id, request }, transfer);
-    const done = new Promise<EngineResult>((resolve, reject) => {
-      this.#pending.set(id, { onDelta: options.onDelta, resolve, reject });
+    this.#send(message(id), transfer);
+    const done = new Promise<Result>((resolve, reject) => {
+      this.#pending.set(id, { onDelta, resolve: resolve as Pending['resolve'], reject });
     });
     done.catch(() => {});
     this.#hold();
@@ -225,7 +253,7 @@ export class EngineClient {
     if (pending === undefined) return;
     if (event.type === 'delta') return this.#deliver(event, pending);
     this.#pending.delete(event.id);
-    if (event.type === 'end') pending.resolve(event.result);
+    if (event.type === 'end' || event.type === 'done') pending.resolve(event.result);
     else pending.reject(deserializeError(event.error));
   }
 
@@ -263,9 +291,11 @@ function defaultWorkerUrl(): URL {
   return new URL(here.endsWith('.cjs') ? './worker.cjs' : './worker.js', here);
 }
 
-function buffersOf(request: EngineRequest): ArrayBuffer[] {
+function buffersOf(images: readonly TaskImage[]): ArrayBuffer[] {
   const buffers = new Set<ArrayBuffer>();
-  for (const { data } of request.images ?? []) {
+  for (const image of images) {
+    if ('held' in image) continue;
+    const { data } = image;
     if (data.buffer instanceof ArrayBuffer && data.byteLength === data.buffer.byteLength) buffers.add(data.buffer);
   }
   return [...buffers];

@@ -3,7 +3,7 @@
 
 import { cpus } from 'node:os';
 import { QFormerError, describe } from '../errors.js';
-import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
+import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/checkpoint.js';
 import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
@@ -12,10 +12,12 @@ import type { Activations } from '../nn/parameter.js';
 import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
 import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
+import type { ImageFeatures } from './image-features.js';
 import { KvPool } from './kv-pool.js';
 import { PromptBuilder } from './prompt.js';
 import type { EngineInfo, EngineOptions, EngineStats, LoadProgress } from './protocol.js';
 import { ModelRunner } from './runner.js';
+import { TaskQueue } from './task-queue.js';
 
 const DEFAULT_BATCH_SIZE = 16;
 const DEFAULT_STEP_TOKENS = 512;
@@ -23,19 +25,28 @@ const DEFAULT_IMAGE_CACHE_BYTES = 256 * 2 ** 20;
 /** Share of the free memory that the KV pool takes by default at most. */
 const KV_SHARE = 0.25;
 
-/** An engine with everything it stands on. */
+/** An engine with everything it stands on; a retrieval model has tasks only. */
 export interface LoadedEngine {
-  engine: Engine;
-  prompts: PromptBuilder;
+  engine: Engine | undefined;
+  prompts: PromptBuilder | undefined;
+  /** Absent in a text-only model. */
+  features: ImageFeatures | undefined;
+  tasks: TaskQueue;
   info: EngineInfo;
   stats(): EngineStats;
   dispose(): void;
 }
 
+/** What a load reports to, and what ends it. */
+export interface LoadCallbacks {
+  signal?: AbortSignal;
+  onProgress?: (progress: LoadProgress) => void;
+}
+
 /** Loads `options.dir`. Errors: INVALID_ARGUMENT, IO, FORMAT, UNSUPPORTED, DEVICE, OUT_OF_MEMORY, ABORTED. */
 export async function loadEngine(
   options: EngineOptions,
-  { signal, onProgress }: { signal?: AbortSignal; onProgress?: (progress: LoadProgress) => void } = {},
+  { signal, onProgress }: LoadCallbacks = {},
 ): Promise<LoadedEngine> {
   const limits = checkLimits(options);
   const device = chooseDevice(options.device ?? 'auto');
@@ -74,7 +85,7 @@ function assemble(
   activations: Activations,
   device: DeviceInfo,
   disposers: (() => void)[],
-): Pick<LoadedEngine, 'engine' | 'info' | 'stats'> {
+): Omit<LoadedEngine, 'prompts' | 'dispose'> {
   const kvPool = new KvPool(model.languageModel, {
     device: device.name,
     dtype: options.kvCacheDtype ?? activations,
@@ -110,7 +121,9 @@ function assemble(
     imageCacheBytes: imageEncoder?.cacheBytes ?? 0,
     liveTensors: liveTensors(),
   });
-  return { engine, stats, info: describeEngine(options, limits, checkpoint, activations, device, kvPool, engine) };
+  const features = imageEncoder?.features;
+  const info = describeEngine(options, limits, checkpoint, activations, device, kvPool, engine);
+  return { engine, features, tasks: new TaskQueue({ features }), stats, info };
 }
 
 function describeEngine(
@@ -122,21 +135,12 @@ function describeEngine(
   kvPool: KvPool,
   engine: Engine,
 ): EngineInfo {
-  const { config, generation, bytes } = checkpoint;
-  const { dtype = 'auto' } = options;
-  const weightsDtype =
-    activations !== 'f32' ? activations : dtype === 'auto' ? storedDtype(checkpoint).toLowerCase() : dtype;
+  const { config, generation } = checkpoint;
   return {
-    dir: options.dir,
-    modelType: config.modelType,
+    ...describeDevice(options, checkpoint, activations, device),
+    purpose: 'generation',
     config,
     generation,
-    device: device.name,
-    deviceName: device.device,
-    level: device.level,
-    threads: device.name === 'cpu' ? getThreads() : cpus().length,
-    dtype: weightsDtype,
-    weightBytes: bytes,
     kvCacheTokens: kvPool.numBlocks * kvPool.blockSize,
     kvCacheBytes: kvPool.bytes,
     maxBatchSize: limits.maxBatchSize,
@@ -145,8 +149,29 @@ function describeEngine(
   };
 }
 
+/** What EngineInfo says of the folder and of where it runs. */
+export function describeDevice(
+  options: EngineOptions,
+  checkpoint: CheckpointFiles & { config: { modelType: string } },
+  activations: Activations,
+  device: DeviceInfo,
+): Pick<EngineInfo, 'dir' | 'modelType' | 'device' | 'deviceName' | 'level' | 'threads' | 'dtype' | 'weightBytes'> {
+  const { dtype = 'auto' } = options;
+  const stored = dtype === 'auto' ? storedDtype(checkpoint).toLowerCase() : dtype;
+  return {
+    dir: options.dir,
+    modelType: checkpoint.config.modelType,
+    device: device.name,
+    deviceName: device.device,
+    level: device.level,
+    threads: device.name === 'cpu' ? getThreads() : cpus().length,
+    dtype: activations === 'f32' ? stored : activations,
+    weightBytes: checkpoint.bytes,
+  };
+}
+
 /** `auto` is the first GPU of the CUDA backend where one can be used, else the CPU. */
-function chooseDevice(wanted: string): DeviceInfo {
+export function chooseDevice(wanted: string): DeviceInfo {
   const all = devices({ probe: wanted !== 'cpu' });
   const isCuda = ({ name }: DeviceInfo): boolean => /^cuda(:0)?$/.test(name);
   const found =
@@ -163,7 +188,8 @@ function chooseDevice(wanted: string): DeviceInfo {
   throw new QFormerError('DEVICE', message, { device: wanted, available: names });
 }
 
-function checkLimits(options: EngineOptions): Limits {
+/** The numbers among the options, with defaults. INVALID_ARGUMENT names the option. */
+export function checkLimits(options: EngineOptions): Limits {
   const count = (name: keyof EngineOptions, fallback: number, low: number): number => {
     const value = options[name] ?? fallback;
     if (typeof value === 'number' && Number.isSafeInteger(value) && value >= low && value < 2 ** 31) return value;

@@ -2,15 +2,15 @@
 // pictures, resolved options. Layouts as the processors make them: image placeholders come first, even before bos; a prompt
 // that already holds them all is taken as it is; checkpoints without a placeholder id get the same layout.
 
-import { createHash } from 'node:crypto';
 import { QFormerError, describe } from '../errors.js';
 import type { Checkpoint } from '../io/checkpoint.js';
 import { IncrementalDetokenizer } from '../io/detokenizer.js';
 import { TextTokenizer } from '../io/tokenizer.js';
 import { placeImageTokens } from '../models/blip2.js';
+import { readPixels } from './image-features.js';
 import { resolveParams } from './params.js';
-import type { EngineRequest, RequestImage } from './protocol.js';
-import { Sequence, type SequenceImage } from './sequence.js';
+import type { EngineRequest } from './protocol.js';
+import { Sequence } from './sequence.js';
 
 /** Makes sequences for one checkpoint. */
 export class PromptBuilder {
@@ -30,7 +30,7 @@ export class PromptBuilder {
   build(id: number, request: EngineRequest, maxContext: number, arrival: number): Sequence {
     const { config, generation } = this.#checkpoint;
     const params = resolveParams(request.params, generation);
-    const images = (request.images ?? []).map(checkImage);
+    const images = (request.images ?? []).map(readPixels);
     if (images.length > 0 && config.vision === undefined) {
       throw new QFormerError('UNSUPPORTED', `a ${config.modelType} model reads no images`);
     }
@@ -88,21 +88,6 @@ export class PromptBuilder {
     const spellings = bare.join() === spaced.join() ? [bare] : [bare, spaced];
     return spellings.filter((ids) => ids.length > 0);
   }
-}
-
-function checkImage(image: RequestImage): SequenceImage {
-  const { data, width, height } = image;
-  const isSize = (n: number): boolean => Number.isSafeInteger(n) && n > 0;
-  if (!isSize(width) || !isSize(height)) {
-    throw new QFormerError('INVALID_ARGUMENT', `image size must be positive integers, got ${width} × ${height}`);
-  }
-  if (!(data instanceof Uint8Array) || data.length !== width * height * 3) {
-    const found = data instanceof Uint8Array ? `${data.length} bytes` : describe(data);
-    const message = `an RGB image of ${width} × ${height} has ${width * height * 3} bytes, got ${found}`;
-    throw new QFormerError('INVALID_ARGUMENT', message);
-  }
-  const digest = createHash('sha256').update(`${width}x${height}:`).update(data).digest('base64');
-  return { digest, data, width, height };
 }
 
 /** The legacy layout has no id for an image row: -1 is in no vocabulary, so penalties and n-grams never see it. */

@@ -4,7 +4,9 @@
 
 import { QFormerError, type ErrorCode } from '../errors.js';
 import type { GenerationDefaults, ModelConfig } from '../io/config.js';
+import type { RetrievalConfig } from '../io/retrieval-checkpoint.js';
 import type { GenerateParams } from './params.js';
+import type { Task, TaskImage, TaskResult } from './task.js';
 
 /** Options of the engine, fixed when the worker starts. */
 export interface EngineOptions {
@@ -47,7 +49,7 @@ export interface RequestImage {
 export interface EngineRequest {
   /** The whole prompt text, template applied; or ready token ids (image tokens included or not). '' with images: caption. */
   prompt: string | number[];
-  images?: RequestImage[];
+  images?: TaskImage[];
   /** What an instruction-aware Q-Former reads. Default: the prompt text. */
   instruction?: string;
   params?: GenerateParams;
@@ -109,8 +111,10 @@ export interface EngineResult {
 /** What the main side knows of the loaded model. */
 export interface EngineInfo {
   dir: string;
+  /** What the checkpoint is for: writing text, or comparing images with texts. */
+  purpose: 'generation' | 'retrieval';
   modelType: string;
-  config: ModelConfig;
+  config: ModelConfig | RetrievalConfig;
   generation: GenerationDefaults;
   device: string;
   deviceName: string;
@@ -150,6 +154,9 @@ export interface EngineStats {
 
 export type ToWorker =
   | { type: 'request'; id: number; request: EngineRequest }
+  | { type: 'task'; id: number; task: Task }
+  /** Undoes one 'hold'. */
+  | { type: 'release'; digest: string }
   | { type: 'abort'; id: number }
   | { type: 'stats'; id: number }
   | { type: 'shutdown' };
@@ -157,6 +164,7 @@ export type ToWorker =
 export type RequestEvent =
   | ({ type: 'delta'; id: number } & Delta)
   | { type: 'end'; id: number; result: EngineResult }
+  | { type: 'done'; id: number; result: TaskResult }
   | { type: 'error'; id: number; error: SerializedError };
 
 export type FromWorker =

@@ -4,17 +4,21 @@
 
 import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
 import { QFormerError } from '../errors.js';
+import { isRetrievalCheckpoint } from '../io/retrieval-checkpoint.js';
 import { liveTensors, trimMemory } from '../tensor/index.js';
 import type { EngineEvent } from './engine.js';
 import { loadEngine, type LoadedEngine } from './load.js';
+import { loadRetrieval } from './load-retrieval.js';
 import {
   serializeError,
+  type EngineRequest,
   type FromWorker,
   type LoadProgress,
   type RequestEvent,
   type ToWorker,
   type WorkerInit,
 } from './protocol.js';
+import { cannot, type TaskEvent } from './task-queue.js';
 
 /** Between two progress messages of one phase, ms; the event loop of the main thread is not ours to fill. */
 const PROGRESS_MS = 30;
@@ -44,9 +48,14 @@ class EngineWorker {
 
   #schedule(): void {
     if (this.#closed || this.#scheduled) return;
-    if (!(this.loaded.engine.hasWork || this.#refused.length > 0)) return this.#rest();
+    if (!this.#hasWork) return this.#rest();
     this.#busy = this.#scheduled = true;
     setImmediate(() => this.#turn());
+  }
+
+  get #hasWork(): boolean {
+    const { engine, tasks } = this.loaded;
+    return engine?.hasWork === true || tasks.hasWork || this.#refused.length > 0;
   }
 
   #turn(): void {
@@ -55,7 +64,10 @@ class EngineWorker {
       this.#receive(next.message as ToWorker);
     }
     if (this.#closed) return;
-    const events = [...this.#refused.splice(0), ...this.loaded.engine.step().map(toMessage)];
+    const { engine, tasks } = this.loaded;
+    const events = this.#refused.splice(0);
+    if (tasks.hasWork) events.push(...tasks.step().map(toMessage));
+    if (engine?.hasWork) events.push(...engine.step().map(toMessage));
     if (events.length > 0) this.#post({ type: 'step', events });
     this.#schedule();
   }
@@ -69,22 +81,35 @@ class EngineWorker {
   }
 
   #receive(message: ToWorker): void {
-    const { engine, prompts, stats } = this.loaded;
+    const { stats, tasks, engine, features } = this.loaded;
     switch (message.type) {
       case 'request':
+      case 'task':
         try {
-          engine.add(prompts.build(message.id, message.request, engine.maxContext, performance.now()));
+          if (message.type === 'task') tasks.add(message.id, message.task);
+          else this.#generate(message.id, message.request);
         } catch (error) {
           this.#refused.push({ type: 'error', id: message.id, error: serializeError(error) });
         }
         return;
-      case 'abort':
-        return engine.abort(message.id);
+      case 'release':
+        return features?.release(message.digest);
+      case 'abort': {
+        const event = tasks.abort(message.id);
+        if (event !== undefined) this.#refused.push(toMessage(event));
+        return engine?.abort(message.id);
+      }
       case 'stats':
         return this.#post({ type: 'stats', id: message.id, stats: stats() });
       case 'shutdown':
         return this.#shutdown();
     }
+  }
+
+  #generate(id: number, request: EngineRequest): void {
+    const { engine, prompts } = this.loaded;
+    if (engine === undefined || prompts === undefined) throw cannot('generate text');
+    engine.add(prompts.build(id, request, engine.maxContext, performance.now()));
   }
 
   #shutdown(): void {
@@ -106,7 +131,7 @@ function giveMemoryBack(): void {
   setTimeout(trimMemory, COLLECTED_AFTER_MS).unref();
 }
 
-function toMessage(event: EngineEvent): RequestEvent {
+function toMessage(event: EngineEvent | TaskEvent): RequestEvent {
   return event.type === 'error' ? { ...event, error: serializeError(event.error) } : event;
 }
 
@@ -127,7 +152,8 @@ async function main(port: MessagePort, { options, abortFlag }: WorkerInit): Prom
   const poll = setInterval(() => Atomics.load(flag, 0) !== 0 && controller.abort(), ABORT_POLL_MS);
   try {
     const { signal } = controller;
-    const loaded = await loadEngine(options, { signal, onProgress: progressPoster(port) });
+    const load = isRetrievalCheckpoint(options.dir) ? loadRetrieval : loadEngine;
+    const loaded = await load(options, { signal, onProgress: progressPoster(port) });
     if (Atomics.load(flag, 0) !== 0) {
       loaded.dispose();
       throw new QFormerError('ABORTED', 'loading was aborted');

@@ -1,0 +1,68 @@
+// Retrieval checkpoint → running tasks. There is no language model, so there is no engine, no KV pool and no scheduler.
+
+import { openRetrievalCheckpoint } from '../io/retrieval-checkpoint.js';
+import { TextTokenizer } from '../io/tokenizer.js';
+import { RetrievalModel } from '../models/retrieval.js';
+import { Weights } from '../models/weights.js';
+import { liveTensors, setThreads } from '../tensor/index.js';
+import { ImageFeatures } from './image-features.js';
+import { checkLimits, chooseDevice, describeDevice, type LoadCallbacks, type LoadedEngine } from './load.js';
+import type { EngineOptions } from './protocol.js';
+import { TaskQueue } from './task-queue.js';
+import { TensorCache } from './tensor-cache.js';
+
+/** Loads `options.dir`, for which `isRetrievalCheckpoint` holds. Errors as `loadEngine`. */
+export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallbacks = {}): Promise<LoadedEngine> {
+  const { signal, onProgress } = callbacks;
+  const limits = checkLimits(options);
+  const device = chooseDevice(options.device ?? 'auto');
+  if (options.threads !== undefined) setThreads(options.threads);
+  const checkpoint = openRetrievalCheckpoint(options.dir);
+  const { config, preprocessor, bytes } = checkpoint;
+  onProgress?.({ phase: 'open', loaded: 0, total: bytes });
+  const tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);
+  const weights = new Weights(checkpoint, { device: device.name, dtype: options.dtype ?? 'auto' });
+  const model = new RetrievalModel(weights, config, () => weights.dispose());
+  await weights.load({
+    ...(signal && { signal }),
+    onProgress: ({ loaded, total }) => onProgress?.({ phase: 'weights', loaded, total }),
+  });
+  const cache = new TensorCache(limits.imageCacheBytes);
+  const features = new ImageFeatures((pixels) => model.encodeImage(pixels), preprocessor, device.name, cache);
+  const maxContext = config.qformer.maxPositionEmbeddings;
+  const tokenize = (text: string): number[] => tokenizer.encode(text, { maxTokens: maxContext });
+  onProgress?.({ phase: 'ready', loaded: bytes, total: bytes });
+  const none = {
+    waiting: 0,
+    running: 0,
+    steps: 0,
+    preemptions: 0,
+    promptTokens: 0,
+    generatedTokens: 0,
+    cachedTokens: 0,
+  };
+  const noBlocks = { blocksInUse: 0, blocksCached: 0, blocksTotal: 0, blocksEvicted: 0 };
+  return {
+    engine: undefined,
+    prompts: undefined,
+    features,
+    tasks: new TaskQueue({ features, retrieval: { model, tokenize } }),
+    info: {
+      ...describeDevice(options, checkpoint, weights.activations, device),
+      purpose: 'retrieval',
+      config,
+      generation: { eosTokenIds: [] },
+      kvCacheTokens: 0,
+      kvCacheBytes: 0,
+      maxBatchSize: limits.maxBatchSize,
+      maxContext,
+      supportsImages: true,
+    },
+    stats: () => ({ ...none, ...noBlocks, imageCacheBytes: cache.bytes, liveTensors: liveTensors() }),
+    dispose: () => {
+      cache.clear();
+      features.dispose();
+      model.dispose();
+    },
+  };
+}
