@@ -85,10 +85,11 @@ bool decode_serves(const GemmArgs& args, int32_t dtype) {
   return dtype != QF_F32 && args.m <= kDecodeRows && gemm_is_aligned(args);
 }
 
-bool decode_normalises(const GemmArgs& args, int32_t dtype) {
-  constexpr size_t kMostBytes = 32 << 10;  // leaves sm_75 room for two stages
-  const size_t bytes = static_cast<size_t>(args.m) * static_cast<size_t>(staged_pitch(args.k)) * 2;
-  return decode_serves(args, dtype) && args.m <= kStagedTokens && bytes <= kMostBytes &&
+bool decode_normalises(const DeviceContext& context, const GemmArgs& args, int32_t dtype) {
+  constexpr size_t kMostBytes = 48 << 10;
+  const DecodeTokens tokens = decode_tokens(args);
+  return decode_serves(args, dtype) && args.m <= kStagedTokens && staged_shared_bytes(tokens) <= kMostBytes &&
+         stream_shared_bytes(tokens, kMaxStreamWarps, 2, 1) <= context.shared_memory_per_block_optin &&
          reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
 }
 

@@ -15,7 +15,7 @@ inline constexpr int32_t kDecodeRows = 32;
 bool decode_serves(const GemmArgs& args, int32_t dtype);
 
 // And few enough that the kernel normalises them itself, with args.norm_weight.
-bool decode_normalises(const GemmArgs& args, int32_t dtype);
+bool decode_normalises(const DeviceContext& context, const GemmArgs& args, int32_t dtype);
 
 // As run_gemm, `args` with its vector fields filled in. It needs no workspace.
 QfStatus run_decode(DeviceContext& context, const char* name, const GemmArgs& args, int32_t dtype);

@@ -20,24 +20,30 @@ struct StreamPlan {
   size_t bytes;  // of shared memory
 };
 
-// Warps of a block, and as deep a ring as lets all blocks run at once, or three stages. `shared_bytes_of`: (warps,
-// stages) of a block.
+// As deep a ring as lets all blocks run at once, or three stages. `shared_bytes_of`: (warps, stages) of a block.
 template <class SharedBytes>
-StreamPlan plan_stream(const DeviceContext& context, int32_t units, int32_t chunks, SharedBytes shared_bytes_of) {
+StreamPlan plan_ring(const DeviceContext& context, int32_t blocks, int32_t warps, SharedBytes shared_bytes_of) {
   constexpr size_t kReserved = 1024;  // per block, by the system
   const int32_t processors = std::max(context.multiprocessors, 1);
-  const auto blocks_of = [&](int32_t per_block) { return (units + per_block - 1) / per_block; };
-  int32_t per_block = std::max(kMaxStreamWarps / chunks, 1);
-  while (per_block > 1 && blocks_of(per_block) < processors) --per_block;
-  StreamPlan plan = {blocks_of(per_block), per_block * chunks, kMaxStages, 0};
   const size_t limit = context.shared_memory_per_block_optin;
-  const auto together = static_cast<size_t>((plan.blocks + processors - 1) / processors);
+  const auto together = static_cast<size_t>((blocks + processors - 1) / processors);
+  StreamPlan plan = {blocks, warps, kMaxStages, 0};
   for (;; --plan.stages) {
     plan.bytes = shared_bytes_of(plan.warps, plan.stages);
     const bool fits = plan.bytes <= limit;
     if (fits && (plan.stages <= 3 || together * (plan.bytes + kReserved) <= limit + kReserved)) return plan;
     if (plan.stages == 2) return plan;
   }
+}
+
+// The same with the warps of a block: the chunks of as many units as fit.
+template <class SharedBytes>
+StreamPlan plan_stream(const DeviceContext& context, int32_t units, int32_t chunks, SharedBytes shared_bytes_of) {
+  const int32_t processors = std::max(context.multiprocessors, 1);
+  const auto blocks_of = [&](int32_t per_block) { return (units + per_block - 1) / per_block; };
+  int32_t per_block = std::max(kMaxStreamWarps / chunks, 1);
+  while (per_block > 1 && blocks_of(per_block) < processors) --per_block;
+  return plan_ring(context, blocks_of(per_block), per_block * chunks, shared_bytes_of);
 }
 
 }  // namespace qformer::cuda

@@ -239,6 +239,11 @@ class ChunkSums {
         }
   }
 
+  QF_DEVICE float total(int token, int row) const {
+    float sum = 0.0f;
+    for (int chunk = 0; chunk < chunks_; ++chunk) sum += memory_.load(chunk * stride_ + token * kPitch + row);
+    return sum;
+  }
   // The totals of rows [row, row + 8) for one token: the chunks in ascending order.
   QF_DEVICE void total(int token, int row, float (&v)[8]) const {
 #pragma unroll

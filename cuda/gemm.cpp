@@ -39,7 +39,9 @@ QfStatus check_gemm_sizes(const char* name, int64_t m, int64_t n, int64_t k) {
               static_cast<long long>(k), static_cast<long long>(kMax));
 }
 
-bool gemm_normalises(const GemmArgs& args, int32_t dtype) { return decode_normalises(args, dtype); }
+bool gemm_normalises(const DeviceContext& context, const GemmArgs& args, int32_t dtype) {
+  return decode_normalises(context, args, dtype);
+}
 
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype) {
   if (dtype == QF_F32 || args.m <= 0 || args.n <= 0 || decode_serves(args, dtype)) return 0;

@@ -45,7 +45,7 @@ struct GemmArgs {
 QfStatus check_gemm_sizes(const char* name, int64_t m, int64_t n, int64_t k);
 
 // True where the kernel that run_gemm picks normalises the rows itself, with args.norm_weight and the bits of rms_norm.
-bool gemm_normalises(const GemmArgs& args, int32_t dtype);
+bool gemm_normalises(const DeviceContext& context, const GemmArgs& args, int32_t dtype);
 
 // Bytes of workspace that run_gemm wants for this product.
 size_t gemm_workspace(const DeviceContext& context, const GemmArgs& args, int32_t dtype);

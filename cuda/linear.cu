@@ -18,7 +18,7 @@ QfStatus run_normed(int32_t device, const char* name, GemmArgs args, int32_t dty
   void* workspace = nullptr;
   size_t normed_bytes = 0;
   QfRmsNorm rms{};
-  const bool apart = args.norm_weight != nullptr && !gemm_normalises(args, dtype);
+  const bool apart = args.norm_weight != nullptr && !gemm_normalises(context, args, dtype);
   if (apart) {
     normed_bytes = static_cast<size_t>(args.m) * static_cast<size_t>(args.k) * qf_dtype_size(dtype);
     normed_bytes = (normed_bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;

@@ -134,7 +134,7 @@ QfStatus quant_linear(int32_t device, const QfQuantLinear* args) {
   DeviceContext& context = context_of(device);
   const auto size = static_cast<int64_t>(qf_dtype_size(op.dtype));
   GemmArgs gemm = product_of(op);
-  const bool norm_apart = op.norm_weight != nullptr && !gemm_normalises(gemm, op.dtype);
+  const bool norm_apart = op.norm_weight != nullptr && !gemm_normalises(context, gemm, op.dtype);
   if (norm_apart) {
     gemm.norm_weight = nullptr;
     gemm.ldx = op.k;
