@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { loadModel } from '../lib/index.js';
 import { demoModel } from '../lib/package-files.js';
-import { activationDtypes, completeDevices, expectDevices, isEmulated } from './support/devices.js';
+import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { fixturePath } from './support/fixtures.js';
 
 expectDevices();
@@ -26,7 +26,7 @@ const SURE = 1;
 const sure = reference.items
   .flatMap(({ image, questions }) => questions.map((question) => ({ image, ...question })))
   .filter(({ min_margin, output_ids }) => min_margin > SURE && output_ids.length <= 8);
-const runs = completeDevices.flatMap((device) =>
+const runs = testDevices.flatMap((device) =>
   activationDtypes(device).map((dtype) => ({ device, dtype: dtype as 'f32' | 'f16' | 'bf16' })),
 );
 

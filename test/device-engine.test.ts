@@ -3,7 +3,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { liveTensors } from '../lib/tensor/index.js';
-import { activationDtypes, completeDevices, expectDevices, isEmulated } from './support/devices.js';
+import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import { Goldens } from './support/fixtures.js';
@@ -12,7 +12,7 @@ expectDevices();
 
 const VICUNA = 'instructblip-vicuna-tiny';
 const LLAMA = 'llama-gqa-tiny';
-const runs = completeDevices.flatMap((device) =>
+const runs = testDevices.flatMap((device) =>
   activationDtypes(device).map((dtype) => ({ device, dtype: dtype as 'f32' | 'f16' | 'bf16' })),
 );
 

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Blip2 } from '../lib/models/blip2.js';
 import type { VisionLanguageModel } from '../lib/models/model.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { activationDtypes, completeDevices, expectDevices, isEmulated } from './support/devices.js';
+import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest } from './support/models.js';
 
@@ -14,7 +14,7 @@ expectDevices();
 const HIDDEN = { atol: 2e-4 };
 const LOGITS = { f32: { atol: 1e-3 }, f16: { atol: 5e-2 }, bf16: { atol: 3e-1 } };
 
-const runs = completeDevices.flatMap((device) =>
+const runs = testDevices.flatMap((device) =>
   activationDtypes(device).map((dtype) => ({ device, dtype: dtype as 'f32' | 'f16' | 'bf16' })),
 );
 

@@ -3,14 +3,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
-import {
-  activationDtypes,
-  completeDevices,
-  expectDevices,
-  isEmulated,
-  settled,
-  testDevices,
-} from './support/devices.js';
+import { activationDtypes, expectDevices, isEmulated, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.js';
 import { noise } from './support/noise.js';
 
@@ -36,7 +29,6 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
   const ints = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
   const weightDtypes: Dtype[] = dtype === 'f32' ? ['f32', 'f16', 'bf16'] : [dtype];
   const tokenCounts = isEmulated(device) ? [1, 3, 19] : [1, 2, 7, 16, 17, 65];
-  const hasQkvAppend = completeDevices.includes(device);
 
   /** Equal bits on the CPU; elsewhere within `steps` units in the last place at the larger of 1 and the value. */
   const expectFused = (actual: Tensor, expected: Tensor, what: string, steps = 8): void => {
@@ -73,7 +65,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
       }),
     );
 
-    it.runIf(hasQkvAppend).each(tokenCounts)('qkvAppend equals norm, products, rope and kvAppend, %d tokens', (m) =>
+    it.each(tokenCounts)('qkvAppend equals norm, products, rope and kvAppend, %d tokens', (m) =>
       scope(() => {
         const [k, heads, kvHeads, headDim] = [72, 4, 2, 24];
         const x = act([m, k], 11);
@@ -166,7 +158,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
         expectRowsAlone(rows, (from, to) => ops.gatedLinear(x.slice(0, from, to), w, w, { norm }));
       }));
 
-    it.runIf(hasQkvAppend)('gives a row of qkvAppend the same bits in any batch', () =>
+    it('gives a row of qkvAppend the same bits in any batch', () =>
       scope(() => {
         const [rows, k, n] = [isEmulated(device) ? 17 : 40, 88, 48];
         const [x, w] = [act([rows, k], 31), weight([n, k], 32, wDtype)];
@@ -188,8 +180,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
             },
           ),
         );
-      }),
-    );
+      }));
   });
 
   describe.each([8, 4] as const)('int%d weights', (bits) => {
@@ -254,7 +245,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
       }));
   });
 
-  it.runIf(hasQkvAppend)('refuses a slot outside the cache', () =>
+  it('refuses a slot outside the cache', () =>
     scope(() => {
       const square = act([8, 8], 61);
       const cache = (): Tensor => Tensor.zeros([2, 4, 1, 8], { device, dtype });
@@ -273,8 +264,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
         );
       const invalid = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
       expect(() => settled(device, () => append(8))).toThrow(invalid);
-    }),
-  );
+    }));
 });
 
 const rawBits = (x: Tensor): Buffer => {

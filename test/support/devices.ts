@@ -20,9 +20,6 @@ const found = devices();
 /** Names of the devices to test, `cpu` first. */
 export const testDevices: readonly string[] = named ?? (isEmulatedBuilt ? ['cpu', 'emulated'] : ['cpu']);
 
-/** Those of them that have every op: the GPU backend still lacks qkvAppend. */
-export const completeDevices: readonly string[] = testDevices.filter((name) => name === 'cpu');
-
 /** Dtypes that a device computes in, f32 first. */
 export function activationDtypes(device: string): Dtype[] {
   return found.find(({ name }) => name === device || name === `${device}:0`)?.activationDtypes ?? [];
