@@ -3,6 +3,7 @@
 //
 // They give the bits of the GEMM (gemm_kernel.cuh): the same chunks of k, the same mma chain along each, the same sum
 // of the chunks, the same epilogue. run_gemm comes here while decode_serves says so; it is a choice of speed alone.
+// From 33 rows on the GEMM's 64 × 64 tile serves, which reads as many bytes of x as of weights, what 32 rows cost here.
 #pragma once
 
 #include "gemm.h"

@@ -21,6 +21,7 @@ const BAD_WARNINGS = /\b(C7508|C7510|C7511)\b/;
 /** What must be in the code of a file: PTX and SASS spellings. A file that is not there yet is passed over. */
 const INSTRUCTIONS = [
   { files: /gemm_(f16|bf16)\.cu$/, ptx: ['mma.sync', 'ldmatrix', 'cp.async'], sass: ['HMMA', 'LDSM', 'LDGSTS'] },
+  { files: /\/(qkv_|quant_)?decode\.cu$/, ptx: ['mma.sync', 'ldmatrix', 'cp.async'], sass: ['HMMA', 'LDSM', 'LDGSTS'] },
   { files: /attention_(f16|bf16)\.cu$/, ptx: ['mma.sync', 'ldmatrix', 'cp.async'], sass: ['HMMA', 'LDSM', 'LDGSTS'] },
 ];
 

@@ -217,6 +217,23 @@ TEST("the host takes small tiles and split k for one image, large tiles for many
   CHECK(cuda::plan_gemm(kT4, args).kernel != GemmKernel::kLarge);  // 96 KB of stages
 }
 
+TEST("the rows after those of the decode kernels take the small tile, whose weights are read once") {
+  for (const cuda::GemmDevice& device : {kA100, kH100, kRtx4090}) {
+    for (const int32_t m : {33, 64}) {
+      for (const int32_t n : {768, 4096, 11008, 32000}) {
+        GemmArgs args{};
+        args.m = m;
+        args.n = n;
+        args.ldx = args.ldw = args.k = 4096;
+        const GemmPlan plan = cuda::plan_gemm(device, args);
+        CHECK(plan.kernel == GemmKernel::kSmall);
+        CHECK_EQ(plan.tiles_m, 1);
+        CHECK(plan.stages >= 3);
+      }
+    }
+  }
+}
+
 TEST("every plan fits the shared memory of its device") {
   for (const cuda::GemmDevice& device : {kA100, kH100, kRtx4090, kT4}) {
     for (const int32_t m : {1, 17, 128, 257, 2056, 8224}) {

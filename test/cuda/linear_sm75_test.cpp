@@ -34,6 +34,32 @@ TEST("linear in f16 works on sm_75") {
   }
 }
 
+TEST("rows of any number have the same bits on sm_75, normalised by the product or before it") {
+  begin();
+  Random random(2);
+  // 4 chunks of k: as many warps as a block has, and the fewest stages for most rows.
+  constexpr int64_t k = 4096;
+  Matrix x(QF_F16, 40, k), w(QF_F16, 40, k), norm(QF_F32, 1, k), all(QF_F16, 40, 40);
+  x.fill(random, 1.0f);
+  w.fill(random, 0.1f);
+  norm.fill(random, 1.0f);
+  const auto run = [&](const Matrix& rows, const Matrix& y) {
+    QfLinear args = problem(rows, w, y);
+    args.norm_weight = norm.floats();
+    args.norm_eps = 1e-5f;
+    if (table().linear(0, &args) != QF_OK) fail(__FILE__, __LINE__, table().last_error());
+  };
+  run(x, all);
+  all.download();
+  for (const int64_t m : {1, 3, 4, 9, 32}) {
+    Matrix some(QF_F16, m, k), y(QF_F16, m, 40);
+    some.copy_rows(x);
+    run(some, y);
+    y.download();
+    CHECK(same_rows(y, all, m));
+  }
+}
+
 TEST("bf16 on sm_75 is refused with both compute capabilities") {
   begin();
   Matrix x(QF_BF16, 70, 8), w(QF_BF16, 8, 8), y(QF_BF16, 70, 8);
