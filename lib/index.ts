@@ -5,6 +5,7 @@ export { loadModel, Model } from './model.js';
 export { Chat, type ChatMessage } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 export { EncodedImage, type ModelImage } from './encoded-image.js';
+export { ImageIndex, type SearchQuery, type SearchResult } from './image-index.js';
 export type { Embedding, Match } from './retrieval.js';
 export type {
   CaptionOptions,
@@ -15,6 +16,7 @@ export type {
   LoadOptions,
   PromptOptions,
   RetrievalOptions,
+  SearchOptions,
 } from './options.js';
 export type { PromptConfig } from './prompts.js';
 export type {

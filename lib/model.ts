@@ -3,7 +3,7 @@
 
 import { onAbort } from './abort.js';
 import { Chat } from './chat.js';
-import type { EncodedImage} from './encoded-image.js';
+import type { EncodedImage } from './encoded-image.js';
 import { requestImage, type ModelImage } from './encoded-image.js';
 import { EngineClient, type RequestHandle } from './engine/client.js';
 import type { GenerateParams } from './engine/params.js';

@@ -82,6 +82,18 @@ export interface EmbedOptions extends RetrievalOptions {
   pool?: 'none' | 'mean';
 }
 
+/** Options of `ImageIndex.search`. */
+export interface SearchOptions {
+  /** Most results. Default 10. */
+  top?: number;
+  /** This many of the best are put in order by the matching head, which reads their pictures again. Default 0. */
+  rerank?: number;
+  /** The picture of an id, for `rerank`. Default: the id is its path. */
+  imageOf?: (id: string) => ModelImage;
+  /** Cancels the search; it rejects with ABORTED. */
+  signal?: AbortSignal;
+}
+
 /** What `Model.embed` takes: images or texts. */
 export type EmbedInput =
   { images: readonly ModelImage[]; texts?: undefined } | { texts: readonly string[]; images?: undefined };
@@ -130,6 +142,12 @@ const embedRules: Record<keyof EmbedOptions, Rule> = {
   ...retrievalRules,
   pool: rule('none or mean', (value) => value === 'none' || value === 'mean'),
 };
+const searchRules: Record<keyof SearchOptions, Rule> = {
+  top: count(),
+  rerank: rule('an integer of at least 0', (value) => Number.isSafeInteger(value) && Number(value) >= 0),
+  imageOf: rule('a function', (value) => typeof value === 'function'),
+  signal,
+};
 const chatRules: Record<keyof ChatOptions, Rule> = {
   images: rule('an array of one image', (value) => Array.isArray(value) && value.length <= 1),
   system: string,
@@ -151,6 +169,12 @@ export function checkChatOptions(options: ChatOptions): void {
 export function checkRetrievalOptions(where: string, options: RetrievalOptions): void {
   checkOptions(where, options, Object.keys(retrievalRules));
   checkValues(where, options, retrievalRules);
+}
+
+/** Throws INVALID_ARGUMENT where `options` are not SearchOptions. */
+export function checkSearchOptions(options: SearchOptions): void {
+  checkOptions('search', options, Object.keys(searchRules));
+  checkValues('search', options, searchRules);
 }
 
 /** Throws INVALID_ARGUMENT where the arguments of `embed` are not what it takes. */

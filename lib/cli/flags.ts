@@ -18,6 +18,11 @@ export interface CommonFlags {
   lang?: string;
   prompt?: string;
   system?: string;
+  output?: string;
+  top?: number;
+  /** True without a number: as many as `top`. */
+  rerank?: number | true;
+  image?: boolean;
 }
 
 /** The flags that are load options; their values are checked by `loadModel`. */

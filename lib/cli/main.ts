@@ -14,8 +14,16 @@ const number = (value: string): number => {
 };
 
 const modelFlags = (command: Command): Command =>
+  deviceFlags(command.option('--model <dir>', 'checkpoint folder (default: the demonstration model)'));
+
+const retrievalFlags = (command: Command): Command =>
+  deviceFlags(command.requiredOption('--model <dir>', 'folder of a retrieval checkpoint')).option(
+    '--json',
+    'print JSON and nothing else',
+  );
+
+const deviceFlags = (command: Command): Command =>
   command
-    .option('--model <dir>', 'checkpoint folder (default: the demonstration model)')
     .option('--device <device>', 'cpu, cuda, cuda:N or auto', 'auto')
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
     .option('--threads <n>', 'CPU threads', number);
@@ -63,6 +71,23 @@ function program(): Command {
     .argument('<image>', 'image file')
     .option('--system <text>', 'text before the first turn')
     .action(async (image: string, flags: CommonFlags) => (await import('./chat.js')).chat(image, flags));
+
+  retrievalFlags(root.command('index'))
+    .description('compute the vectors of images and write them to a file that `search` reads')
+    .argument('<image...>', 'image files')
+    .requiredOption('--output <file>', 'the file to write')
+    .action(async (images: string[], flags: CommonFlags) => (await import('./search.js')).index(images, flags));
+
+  retrievalFlags(root.command('search'))
+    .description('find the images of an index that fit a text, or that are like an image')
+    .argument('<index>', 'file written by `index`')
+    .argument('<query>', 'a text, or with --image an image file')
+    .option('--top <n>', 'most results', number, 10)
+    .option('--rerank [n]', 'put the n best (default: --top) in order by the matching head', number)
+    .option('--image', 'the query is an image file')
+    .action(async (file: string, query: string, flags: CommonFlags) =>
+      (await import('./search.js')).search(file, query, flags),
+    );
 
   root
     .command('doctor')

@@ -5,6 +5,7 @@ import { demoModel } from '../package-files.js';
 import type { LoadOptions } from '../options.js';
 import { loadOptions, type CommonFlags } from './flags.js';
 import { bytes, interruptSignal } from './output.js';
+import { progressBar } from './progress.js';
 
 /** Loads the model that `flags` name, runs `use` with it and disposes it. */
 export async function withModel(
@@ -22,30 +23,11 @@ export async function withModel(
 }
 
 async function loadWithProgress(dir: string, options: LoadOptions): Promise<Model> {
-  if (!process.stderr.isTTY) return loadModel(dir, options);
-  const bar = await progressBar();
+  const bar = await progressBar('loading');
   try {
-    return await loadModel(dir, { ...options, onProgress: bar.update });
+    const onProgress = ({ loaded, total }: LoadProgress) => bar.update(loaded, total, `of ${bytes(total)}`);
+    return await loadModel(dir, { ...options, onProgress });
   } finally {
     bar.stop();
   }
-}
-
-async function progressBar() {
-  const { default: progress } = await import('cli-progress');
-  const bar = new progress.SingleBar({
-    format: 'loading {bar} {percentage} % of {size}',
-    clearOnComplete: true,
-    hideCursor: true,
-    stopOnComplete: false,
-    stream: process.stderr,
-  });
-  bar.start(1, 0, { size: '…' });
-  return {
-    update: ({ loaded, total }: LoadProgress) => {
-      bar.setTotal(Math.max(total, 1));
-      bar.update(loaded, { size: bytes(total) });
-    },
-    stop: () => bar.stop(),
-  };
 }
