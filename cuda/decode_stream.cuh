@@ -164,21 +164,31 @@ QF_DEVICE void stage_tokens(const DecodeTokens& tokens, Shared<T> staged, Shared
     }
   }
   __syncthreads();
-  const int pitch = staged_pitch(tokens.k);
-  for (int r = 0; r < tokens.m; ++r) {
-    float sum = 0.0f;
-    for (int warp = 0; warp < tokens.norm_warps; ++warp) sum += squares.load(r * tokens.norm_warps + warp);
-    const float scale = 1.0f / sqrtf(sum / static_cast<float>(tokens.k) + tokens.norm_eps);
-    for (int column = static_cast<int>(threadIdx.x) * kChunk; column < pitch; column += warps * 32 * kChunk) {
-      Vec<T, kChunk> y = {};
-      if (column < tokens.k) {
-        const Vec<T, kChunk> v = x.template load_vec<kChunk>(r * tokens.ldx + column);
-        float w[kChunk];
-        load_chunk(weight, column, tokens.k, true, w);
+  float scale[kStagedTokens];
 #pragma unroll
-        for (int e = 0; e < kChunk; ++e) y[e] = from_float<T>(to_float(v[e]) * scale * w[e]);
+  for (int r = 0; r < kStagedTokens; ++r) {
+    float sum = 0.0f;
+    for (int warp = 0; r < tokens.m && warp < tokens.norm_warps; ++warp) {
+      sum += squares.load(r * tokens.norm_warps + warp);
+    }
+    scale[r] = 1.0f / sqrtf(sum / static_cast<float>(tokens.k) + tokens.norm_eps);
+  }
+  const int pitch = staged_pitch(tokens.k);
+  for (int column = static_cast<int>(threadIdx.x) * kChunk; column < pitch; column += warps * 32 * kChunk) {
+    Vec<T, kChunk> v[kStagedTokens] = {};  // of all tokens, so that their loads are in flight together
+    float w[kChunk] = {};
+    if (column < tokens.k) {
+      load_chunk(weight, column, tokens.k, true, w);
+#pragma unroll
+      for (int r = 0; r < kStagedTokens; ++r) {
+        if (r < tokens.m) v[r] = x.template load_vec<kChunk>(r * tokens.ldx + column);
       }
-      staged.template store_vec<kChunk>(r * pitch + column, y);
+    }
+#pragma unroll
+    for (int r = 0; r < kStagedTokens; ++r) {
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) v[r][e] = from_float<T>(to_float(v[r][e]) * scale[r] * w[e]);
+      if (r < tokens.m) staged.template store_vec<kChunk>(r * pitch + column, v[r]);
     }
   }
   __syncthreads();

@@ -185,6 +185,21 @@ TEST("decode linear normalises its rows first, staged, prepared, and from rows t
   }
 }
 
+TEST("up to 4 rows are normalised inside the product's kernel, more before it") {
+  for (int64_t m : {1, 4, 5}) {
+    Shape s = with(m, 33, 4096, QF_F16);
+    s.norm = true;
+    const Inputs in(s);
+    const auto kernels = [&](auto run) {
+      const uint64_t before = emulator::counters().launches;
+      run(s, in);
+      return emulator::counters().launches - before;
+    };
+    CHECK_EQ(kernels(run_linear), m <= 4 ? uint64_t{1} : uint64_t{2});
+    CHECK_EQ(kernels(run_gated), m <= 4 ? uint64_t{1} : uint64_t{2});
+  }
+}
+
 TEST("decode linear adds bias and residual around every activation, into f32 or the activations' dtype") {
   for (int32_t dtype : kDtypes) {
     for (int32_t activation : {QF_ACT_NONE, QF_ACT_GELU_ERF, QF_ACT_GELU_TANH, QF_ACT_RELU, QF_ACT_SILU}) {
