@@ -35,4 +35,4 @@ target_compile_options(${name} PRIVATE
 target_include_directories(${name} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS} rt)
 target_link_options(${name} PRIVATE
-  -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map -Wl,--exclude-libs=ALL -Wl,-z,relro,-z,now -Wl,--gc-sections)
+  -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map -Wl,--exclude-libs=ALL -Wl,-z,relro,-z,now -Wl,--gc-sections -Wl,-z,defs)
