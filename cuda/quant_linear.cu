@@ -2,8 +2,8 @@
 // bits of linear on the widened weights, whatever m is. Few rows take a kernel that widens in registers
 // (quant_decode.h), with the same bits.
 //
-// The weight goes through in slices of rows that
-// stay in L2 between writing and reading; every slice is summed in the order of the whole matrix (GemmArgs::w_rows).
+// The weight goes through in slices of rows that stay in L2 between writing and reading; every slice is summed in the
+// order of the whole matrix (GemmArgs::w_rows).
 // Traffic per slice: codes and scales once from memory, the widened weights once into L2 and from there as in linear.
 // Registers of the widening kernel on sm_90: 32.
 #include <algorithm>
@@ -18,6 +18,7 @@
 namespace qformer::cuda {
 namespace {
 
+constexpr const char* kName = "quantLinear";
 constexpr int kMaxThreads = 256;
 constexpr size_t kScratchAlignment = 256;
 constexpr int64_t kSliceAlign = 256;  // rows: whole tiles of every GEMM kernel
@@ -72,7 +73,7 @@ QfStatus widen(DeviceContext& context, const WidenArgs& args, int64_t rows, int3
   const int chunks = (args.k + kChunk - 1) / kChunk;
   const int threads = std::clamp((chunks + 31) / 32 * 32, 32, kMaxThreads);
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((chunks + threads - 1) / threads));
-  return launch("quantLinear", context.stream, bits == 8 ? widen_rows<T, 8> : widen_rows<T, 4>, grid,
+  return launch(kName, context.stream, bits == 8 ? widen_rows<T, 8> : widen_rows<T, 4>, grid,
                 dim3(static_cast<unsigned>(threads)), 0, args);
 }
 
@@ -125,63 +126,86 @@ GemmArgs product_of(const QfQuantLinear& op) {
   return gemm;
 }
 
+// The product with widened weights, slice by slice.
+class Slices {
+ public:
+  Slices(const QfQuantLinear& op, const GemmArgs& product)
+      : op_(op), product_(product), rows_(slice_rows(op.n, widened_bytes(1))) {}
+
+  // Of scratch: one slice of widened weights, and what its product wants.
+  size_t bytes(const DeviceContext& context) const {
+    const size_t first = gemm_workspace(context, slice_at(0), op_.dtype);
+    const size_t last = gemm_workspace(context, slice_at((op_.n - 1) / rows_ * rows_), op_.dtype);
+    return padded(widened_bytes(rows_)) + std::max(first, last);
+  }
+
+  QfStatus run(DeviceContext& context, char* scratch) const {
+    const int64_t row_bytes = op_.k * op_.bits / 8, groups = op_.k / op_.group;
+    const bool whole = op_.k % kChunk == 0 && op_.group % kChunk == 0 && reinterpret_cast<uintptr_t>(op_.q) % 8 == 0;
+    for (int64_t first = 0; first < op_.n; first += rows_) {
+      GemmArgs slice = slice_at(first);
+      slice.w = scratch;
+      const WidenArgs codes = {op_.q + first * row_bytes,
+                               op_.scales + first * groups,
+                               scratch,
+                               slice.k,
+                               static_cast<int32_t>(op_.group),
+                               whole};
+      QfStatus status = widen(context, codes, slice.n, op_.bits, op_.dtype);
+      if (status == QF_OK)
+        status = run_gemm(context, kName, slice, op_.dtype, op_.dtype, scratch + padded(widened_bytes(rows_)));
+      if (status != QF_OK) return status;
+    }
+    return QF_OK;
+  }
+
+ private:
+  int64_t widened_bytes(int64_t rows) const { return rows * op_.k * static_cast<int64_t>(qf_dtype_size(op_.dtype)); }
+
+  GemmArgs slice_at(int64_t first) const {
+    GemmArgs slice = product_;
+    slice.n = static_cast<int32_t>(std::min(rows_, op_.n - first));
+    slice.bias = op_.bias == nullptr ? nullptr : op_.bias + first;
+    slice.residual = advance(op_.residual, first, op_.y_dtype);
+    slice.y = advance(op_.y, first, op_.y_dtype);
+    return slice;
+  }
+
+  const QfQuantLinear& op_;
+  const GemmArgs& product_;
+  const int64_t rows_;
+};
+
 }  // namespace
 
 QfStatus quant_linear(int32_t device, const QfQuantLinear* args) {
   const QfQuantLinear& op = *args;
   if (op.m <= 0 || op.n <= 0) return QF_OK;
-  if (const QfStatus status = check_gemm_sizes("quantLinear", op.m, op.n, op.k); status != QF_OK) return status;
+  if (const QfStatus status = check_gemm_sizes(kName, op.m, op.n, op.k); status != QF_OK) return status;
   DeviceContext& context = context_of(device);
-  const auto size = static_cast<int64_t>(qf_dtype_size(op.dtype));
-  GemmArgs gemm = product_of(op);
-  const bool norm_apart = op.norm_weight != nullptr && !gemm_normalises(context, gemm, op.dtype);
-  if (norm_apart) {
-    gemm.norm_weight = nullptr;
-    gemm.ldx = op.k;
-    gemm.x = nullptr;  // stands for the scratch, which is aligned as well
+  GemmArgs product = product_of(op);
+  size_t normed_bytes = 0;
+  if (op.norm_weight != nullptr && !gemm_normalises(context, product, op.dtype)) {
+    normed_bytes = padded(op.m * op.k * static_cast<int64_t>(qf_dtype_size(op.dtype)));
+    product.norm_weight = nullptr;
+    product.ldx = op.k;
+    product.x = nullptr;  // stands for the scratch, which is aligned as well
   }
   const QuantWeights weights = {op.q, op.scales, static_cast<int32_t>(op.group), op.bits};
-  const bool streams = quant_decode_serves(context, gemm, weights, op.dtype);
-  const int64_t rows = streams ? op.n : slice_rows(op.n, op.k * size), last = (op.n - 1) / rows * rows;
-  const auto slice_at = [&](int64_t first) {
-    GemmArgs slice = gemm;
-    slice.n = static_cast<int32_t>(std::min(rows, op.n - first));
-    slice.bias = op.bias == nullptr ? nullptr : op.bias + first;
-    slice.residual = advance(op.residual, first, op.y_dtype);
-    slice.y = advance(op.y, first, op.y_dtype);
-    return slice;
-  };
-
-  // Scratch: normalised rows, widened weights, the product's own.
-  const size_t normed_bytes = norm_apart ? padded(op.m * op.k * size) : 0;
-  const size_t slice_bytes = streams ? 0 : padded(rows * op.k * size);
-  const size_t product_bytes = streams ? 0
-                                       : std::max(gemm_workspace(context, slice_at(0), op.dtype),
-                                                  gemm_workspace(context, slice_at(last), op.dtype));
+  const bool streams = quant_decode_serves(context, product, weights, op.dtype);
+  const Slices slices(op, product);
+  const size_t bytes = normed_bytes + (streams ? 0 : slices.bytes(context));
   void* scratch = nullptr;
-  QfStatus status = QF_OK;
-  if (normed_bytes + slice_bytes + product_bytes > 0)
-    status = context.scratch(normed_bytes + slice_bytes + product_bytes, &scratch);
-  if (norm_apart && status == QF_OK) {
-    gemm.x = scratch;
+  if (bytes > 0) {
+    if (const QfStatus status = context.scratch(bytes, &scratch); status != QF_OK) return status;
+  }
+  if (normed_bytes > 0) {
+    product.x = scratch;
     const QfRmsNorm norm = {op.x, op.norm_weight, scratch, op.m, op.k, op.ldx, op.norm_eps, op.dtype};
-    status = rms_norm(device, &norm);
+    if (const QfStatus status = rms_norm(device, &norm); status != QF_OK) return status;
   }
-  if (status != QF_OK) return status;
-  if (streams) return run_quant_decode(context, "quantLinear", gemm, weights, op.dtype);
-  void* const w = static_cast<char*>(scratch) + normed_bytes;
-  void* const workspace = static_cast<char*>(w) + slice_bytes;
-  gemm.w = w;
-  const int64_t row_bytes = op.k * op.bits / 8, groups = op.k / op.group;
-  const bool whole = op.k % kChunk == 0 && op.group % kChunk == 0 && reinterpret_cast<uintptr_t>(op.q) % 8 == 0;
-  for (int64_t first = 0; first < op.n && status == QF_OK; first += rows) {
-    const GemmArgs slice = slice_at(first);
-    const WidenArgs codes = {
-        op.q + first * row_bytes, op.scales + first * groups, w, gemm.k, static_cast<int32_t>(op.group), whole};
-    status = widen(context, codes, slice.n, op.bits, op.dtype);
-    if (status == QF_OK) status = run_gemm(context, "quantLinear", slice, op.dtype, op.dtype, workspace);
-  }
-  return status;
+  if (streams) return run_quant_decode(context, kName, product, weights, op.dtype);
+  return slices.run(context, static_cast<char*>(scratch) + normed_bytes);
 }
 
 }  // namespace qformer::cuda
