@@ -33,7 +33,9 @@ target_link_libraries(emulated_objects PRIVATE emulated_flags)
 
 add_library(qformer_emulated SHARED $<TARGET_OBJECTS:emulated_objects>)
 target_link_libraries(qformer_emulated PRIVATE emulated_flags Threads::Threads)
-target_link_options(qformer_emulated PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map -Wl,-z,defs)
+# Sanitizers may leave their runtime to the executable.
+target_link_options(qformer_emulated PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map
+  $<$<NOT:$<BOOL:${QFORMER_SANITIZE}>>:-Wl,-z,defs>)
 set_target_properties(qformer_emulated PROPERTIES LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map LINKER_LANGUAGE CXX)
 
 # The CPU backend, for tests of ops that promise its very bits.
