@@ -2,7 +2,12 @@
 import { defineConfig } from 'tsup';
 
 export default defineConfig({
-  entry: { main: 'bench/main.ts', soak: 'bench/soak/main.ts', retrieval: 'bench/retrieval/main.ts' },
+  entry: {
+    main: 'bench/main.ts',
+    soak: 'bench/soak/main.ts',
+    retrieval: 'bench/retrieval/main.ts',
+    eval: 'bench/eval/main.ts',
+  },
   format: ['esm'],
   target: 'node20',
   platform: 'node',

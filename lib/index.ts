@@ -29,6 +29,9 @@ export type {
   Usage,
 } from './engine/protocol.js';
 export type { ImageInput } from './io/image.js';
+export { bleu4, ciderD, type CaptionCase } from './eval/captions.js';
+export { recallAtK } from './eval/recall.js';
+export { normalizeAnswer, vqaAccuracy } from './eval/vqa.js';
 export { inspect, type CheckpointInfo, type PartInfo } from './inspect.js';
 export { doctor, type DoctorReport } from './doctor.js';
 export { QFormerError, isQFormerError, type ErrorCode } from './errors.js';

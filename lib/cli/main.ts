@@ -89,6 +89,15 @@ function program(): Command {
       (await import('./search.js')).search(file, query, flags),
     );
 
+  generateFlags(root.command('eval'))
+    .description(
+      'answer the lines of a JSONL file (image, question, references) and score the answers; goes on where it stopped',
+    )
+    .argument('<file>', 'one JSON object per line; without a question a caption is asked for')
+    .option('--lang <lang>', 'language of the built-in caption prompt')
+    .option('--output <file>', 'where results are kept (default: the file with .results behind its name)')
+    .action(async (file: string, flags: CommonFlags) => (await import('./eval.js')).evaluateFile(file, flags));
+
   root
     .command('doctor')
     .description('what this machine offers and which devices are used')
