@@ -1,16 +1,18 @@
-// The README's examples are run as they stand there, against the built package, and must print what the README says.
+// The examples of the README and of the pages in docs/ are run as they stand there, against the built package, and must print
+// what stands below them. Commands run in the order of the page, which may use what earlier ones wrote.
 
 import { execFile } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packageRoot } from '../lib/package-root.js';
 import { qformer } from './support/cli-process.js';
 import { codeBlocks, matches } from './support/markdown.js';
 
-const blocks = codeBlocks('README.md');
-const documents = ['README.md', 'docs/architecture.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];
+const pages = ['README.md', 'docs/retrieval.md', 'docs/evaluation.md'];
+const blocks = pages.flatMap((page) => codeBlocks(page).map((block) => ({ ...block, page })));
+const documents = [...pages, 'docs/architecture.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];
 
 function run(file: string): Promise<{ stdout: string; stderr: string; code: number }> {
   return new Promise((resolve) => {
@@ -36,18 +38,23 @@ describe('an example of the library', () => {
     for (const entry of ["'qformer'", "'qformer/tensor'"]) expect(code).toContain(entry);
   });
 
-  it.each(examples)('at line $line prints what the README says', async ({ code, line, output }) => {
+  it.each(examples)('at $page:$line prints what stands below it', async ({ code, page, line, output }) => {
     const compilerOptions = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
-    const file = join(dir, `line-${line}.mjs`);
+    const file = join(dir, `${basename(page, '.md')}-${line}.mjs`);
     writeFileSync(file, ts.transpileModule(code, { compilerOptions }).outputText);
     const { stdout, stderr, code: exitCode } = await run(file);
     expect({ stderr, exitCode }).toEqual({ stderr: '', exitCode: 0 });
-    expect(output, 'the README has no expected output for it').toBeDefined();
+    expect(output, 'there is no expected output below it').toBeDefined();
     expect(matches(stdout, output!), stdout).toBe(true);
   });
 });
 
-describe('a command of the README', () => {
+describe('a command', () => {
+  beforeAll(() => {
+    for (const file of ['samples.index', 'samples.results'])
+      rmSync(join(packageRoot(), 'build', file), { force: true });
+  });
+
   const commands = blocks.filter(({ language }) => language === 'sh').flatMap(({ code }) => code.trim().split('\n'));
   const ours = commands.filter((command) => command.startsWith('npx qformer '));
 
