@@ -229,3 +229,11 @@ describe('a generation model', () => {
     }
   });
 });
+
+describe('a text-only model', () => {
+  it('cannot encode an image', async () => {
+    const model = await loadModel(fixturePath('llama-gqa-tiny'), { device: 'cpu' });
+    await expectRejection(model.encodeImage(fox), 'UNSUPPORTED', /this checkpoint cannot read images/);
+    await model.dispose();
+  });
+});
