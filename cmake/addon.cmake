@@ -3,7 +3,9 @@
 # libstdc++ and libgcc stay dynamic: Node needs libstdc++ itself, and linking them in raises the glibc floor.
 qformer_layer(napi "io;ops;cpu;core;backend")
 target_include_directories(qformer_napi SYSTEM PRIVATE ${CMAKE_JS_INC})
-target_compile_definitions(qformer_napi PRIVATE NAPI_VERSION=8 NODE_ADDON_API_CPP_EXCEPTIONS)
+# Nothing can be thrown into a worker that is being terminated; without the last definition the attempt ends the process.
+target_compile_definitions(qformer_napi PRIVATE
+  NAPI_VERSION=8 NODE_ADDON_API_CPP_EXCEPTIONS NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS)
 
 add_library(${PROJECT_NAME} MODULE $<TARGET_OBJECTS:qformer_napi> ${CMAKE_JS_SRC})
 qformer_link_layers(${PROJECT_NAME})

@@ -59,24 +59,39 @@ Shape read_shape(napi_env env, napi_value value, size_t position) {
   return shape;
 }
 
-void throw_error(napi_env env, Environment& environment, const Error& error) {
-  const Napi::Env napi(env);
-  Napi::Object details = Napi::Object::New(napi);
+namespace {
+
+Napi::Value make_error(Napi::Env env, const Environment& environment, const Error& error) {
+  const char* code = error_code_name(error.code);
+  if (environment.error_class.IsEmpty()) {
+    Napi::Error plain = Napi::Error::New(env, error.message);
+    plain.Set("code", code);
+    return plain.Value();
+  }
+  Napi::Object details = Napi::Object::New(env);
   if (error.requested_bytes >= 0) {
     details.Set("requested", static_cast<double>(error.requested_bytes));
     details.Set("free", static_cast<double>(error.free_bytes));
   }
-  const char* code = error_code_name(error.code);
-  Napi::Value thrown;
-  if (environment.error_class.IsEmpty()) {
-    Napi::Error plain = Napi::Error::New(napi, error.message);
-    plain.Set("code", code);
-    thrown = plain.Value();
-  } else {
-    thrown =
-        environment.error_class.New({Napi::String::New(napi, code), Napi::String::New(napi, error.message), details});
+  return environment.error_class.New({Napi::String::New(env, code), Napi::String::New(env, error.message), details});
+}
+
+}  // namespace
+
+void throw_error(napi_env env, Environment& environment, const Error& error) noexcept {
+  try {
+    napi_throw(env, make_error(Napi::Env(env), environment, error));
+  } catch (const Napi::Error& pending) {
+    throw_error(pending);
   }
-  napi_throw(env, thrown);
+}
+
+void throw_error(const Napi::Error& error) noexcept {
+  try {
+    error.ThrowAsJavaScriptException();
+  } catch (const Napi::Error&) {
+    // The environment is being terminated.
+  }
 }
 
 namespace {

@@ -19,8 +19,10 @@ int64_t read_integer(napi_env env, napi_value value, size_t position);
 std::vector<double> read_numbers(napi_env env, napi_value value, size_t position);
 std::string read_string(napi_env env, napi_value value, size_t position);
 Shape read_shape(napi_env env, napi_value value, size_t position);
-// Throws the Error into JavaScript as a QFormerError.
-void throw_error(napi_env env, Environment& environment, const Error& error);
+// Throws into JavaScript, an Error as a QFormerError. Without effect in a worker that is being terminated: there is no
+// JavaScript any more that could catch it, and every attempt to make a value fails.
+void throw_error(napi_env env, Environment& environment, const Error& error) noexcept;
+void throw_error(const Napi::Error& error) noexcept;
 
 // How a parameter of type T is read. The primary template covers integers.
 template <class T>
@@ -144,7 +146,7 @@ napi_value invoke(napi_env env, napi_callback_info info) {
   } catch (const Error& error) {
     throw_error(env, environment, error);
   } catch (const Napi::Error& error) {
-    error.ThrowAsJavaScriptException();
+    throw_error(error);
   } catch (const std::bad_alloc&) {
     throw_error(env, environment, Error(ErrorCode::kOutOfMemory, "out of memory"));
   } catch (const std::exception& error) {
