@@ -2,7 +2,7 @@
 // Tensors and kernels on their own are in `qformer/tensor`.
 
 export { loadModel, Model } from './model.js';
-export { Chat, type ChatMessage } from './chat.js';
+export { Chat, type ChatMessage, type ChatRecord } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 export { EncodedImage, type ModelImage } from './encoded-image.js';
 export { ImageIndex, type SearchQuery, type SearchResult } from './image-index.js';

@@ -1,7 +1,7 @@
 // What a checkpoint folder holds, from its JSON and the headers of its weight files: no weight is read and no tensor made.
 
 import { resolve } from 'node:path';
-import { openCheckpoint } from './io/checkpoint.js';
+import { openCheckpoint, type OpenOptions } from './io/checkpoint.js';
 import { isRetrievalCheckpoint, openRetrievalCheckpoint } from './io/retrieval-checkpoint.js';
 
 /** Sizes of one part of a model. */
@@ -33,9 +33,9 @@ const parts: readonly [name: string, pattern: RegExp][] = [
   ['language model', /^(?:(?:model\.)?language_model\.|lm_head\.|model\.(?:layers|embed_tokens|norm)\.)/],
 ];
 
-/** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file. */
-export function inspect(dir: string): CheckpointInfo {
-  const checkpoint = isRetrievalCheckpoint(dir) ? openRetrievalCheckpoint(dir) : openCheckpoint(dir);
+/** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file; errors of two folders as `loadModel`. */
+export function inspect(dir: string, options: OpenOptions = {}): CheckpointInfo {
+  const checkpoint = isRetrievalCheckpoint(dir) ? openRetrievalCheckpoint(dir) : openCheckpoint(dir, options);
   const byPart = new Map<string, PartInfo>();
   const bytesByDtype: Record<string, number> = {};
   for (const tensor of checkpoint.tensors.values()) {

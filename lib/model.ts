@@ -51,7 +51,9 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   const { maxImageBytes, maxImagePixels, allowHttp, ...engine } = options;
   const client = await EngineClient.start({ ...engine, dir });
   try {
-    const templates = new PromptTemplates(client.info.modelType, readPromptConfig(dir));
+    const { modelType, config } = client.info;
+    const chatNames = 'chatNames' in config ? config.chatNames : undefined;
+    const templates = new PromptTemplates(modelType, readPromptConfig(dir), chatNames);
     return new Model(client, templates, { maxBytes: maxImageBytes, maxPixels: maxImagePixels, allowHttp });
   } catch (error) {
     await client.close();
@@ -91,7 +93,7 @@ export class Model {
     return this.#start('caption', {
       prompt: options.prompt ?? this.#templates.caption(options.lang),
       image,
-      params,
+      params: this.#untilStop(params, { raw: options.prompt !== undefined }),
       options,
     });
   }
@@ -99,7 +101,7 @@ export class Model {
   /** Answers a question about an image. Errors: IO, FORMAT, UNSUPPORTED, ABORTED, INVALID_ARGUMENT (beyond the context). */
   answer(image: ModelImage, question: string, options: GenerateOptions = {}): Generation {
     checkText('answer', 'the question', question);
-    const params = requestParams('answer', options);
+    const params = this.#untilStop(requestParams('answer', options), options);
     const prompt = options.raw ? question : this.#templates.answer(question);
     return this.#start('answer', { prompt, image, params, options });
   }
@@ -111,14 +113,16 @@ export class Model {
     return this.#start('generate', { prompt, image: options.image, params, options });
   }
 
-  /** A conversation, usually about an image. */
+  /** A conversation, usually about an image; `history` continues an earlier one. */
   chat(options: ChatOptions = {}): Chat {
     checkChatOptions(options);
     this.#requireLive('chat');
-    const { images: [image] = [], system } = options;
-    const start = (prompt: string, request: GenerateOptions): Generation =>
-      this.#start('chat.send', { prompt, image, params: requestParams('chat.send', request), options: request });
-    return new Chat(start, this.#templates, system);
+    const { images: [image] = [], system, history } = options;
+    const start = (prompt: string, request: GenerateOptions): Generation => {
+      const params = this.#untilStop(requestParams('chat.send', request), request);
+      return this.#start('chat.send', { prompt, image, params, options: request });
+    };
+    return new Chat(start, this.#templates, { system, history });
   }
 
   /**
@@ -181,6 +185,12 @@ export class Model {
   #requireLive(where: string): void {
     if (this.#disposed) throw disposedError(where);
     if (this.#client.failure !== undefined) throw this.#client.failure;
+  }
+
+  /** With the stop strings of the template, where one is used. */
+  #untilStop(params: GenerateParams, { raw }: GenerateOptions): GenerateParams {
+    const { stop } = this.#templates;
+    return raw || stop.length === 0 ? params : { ...params, stop: [...stop, ...[params.stop ?? []].flat()] };
   }
 
   #start(where: string, request: Request): Generation {

@@ -2,6 +2,7 @@
 // silently ignored `maxTokens` costs an afternoon). What concerns sampling and stopping is defined in engine/params.ts;
 // here is the rest: loading, images, templates.
 
+import type { ChatMessage } from './chat.js';
 import { PARAM_NAMES, resolveParams, type GenerateParams, type ParamDefaults } from './engine/params.js';
 import { checkOptions, describe, QFormerError } from './errors.js';
 import type { LoadProgress } from './engine/protocol.js';
@@ -9,6 +10,8 @@ import type { ModelImage } from './encoded-image.js';
 
 /** Options of `loadModel`. */
 export interface LoadOptions {
+  /** Folder of the language model, where the checkpoint folder holds only the visual part (Ziya-Visual). */
+  languageModel?: string;
   /** Where to run; `auto` takes the fastest device that works here. Default `auto`. */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
   /** Type of the weights in memory; `auto` keeps the checkpoint's and uses the file in place. Default `auto`. */
@@ -66,6 +69,8 @@ export interface ChatOptions {
   images?: ModelImage[];
   /** Text before the first turn. */
   system?: string;
+  /** Earlier turns, as `Chat.history` gives them: a user's and an assistant's message in turn. */
+  history?: ChatMessage[];
 }
 
 /** Options of `Model.match`, `similarity` and `encodeImage`. */
@@ -118,6 +123,7 @@ const signal = rule('an AbortSignal', (value) => value instanceof AbortSignal);
 const anything: Rule = () => undefined;
 
 const loadRules: Record<keyof LoadOptions, Rule> = {
+  languageModel: rule('the path of a folder', (value) => typeof value === 'string' && value !== ''),
   // emulated: the GPU kernels on the host, for tests; there only where QFORMER_BACKENDS names its library
   device: rule('one of auto, cpu, cuda, cuda:N', (value) =>
     /^(?:auto|cpu|cuda|cuda:\d{1,3}|emulated)$/.test(String(value)),
@@ -151,6 +157,8 @@ const searchRules: Record<keyof SearchOptions, Rule> = {
 const chatRules: Record<keyof ChatOptions, Rule> = {
   images: rule('an array of one image', (value) => Array.isArray(value) && value.length <= 1),
   system: string,
+  // Checked message by message where it is read.
+  history: anything,
 };
 
 /** Throws INVALID_ARGUMENT where `options` are not LoadOptions. */

@@ -1,9 +1,11 @@
 // Which words stand around a question. Defaults by architecture (reference processors and LAVIS prompts): InstructBLIP takes
-// the question as it is, BLIP-2 wants "Question: … Answer:". A model folder may bring its own in an optional `qformer.json`,
+// the question as it is, BLIP-2 wants "Question: … Answer:", Ziya-Visual a dialogue (chat-template.ts). A model folder may bring its own in an optional `qformer.json`,
 // because a checkpoint knows its training prompts and its config.json has no place for them.
 
 import { join } from 'node:path';
+import { customTemplate, namedSides, questionAnswer, type ChatTemplate, type ChatTurn } from './chat-template.js';
 import { QFormerError } from './errors.js';
+import type { ChatNames } from './io/config.js';
 import { fileExists, isJsonObject, readJsonObject } from './io/files.js';
 import { JsonFields } from './io/json-fields.js';
 
@@ -13,22 +15,37 @@ export interface PromptConfig {
   captionPrompt?: string | Record<string, string>;
   /** The prompt of a question; `{question}` is replaced by it. */
   answerPrompt?: string;
+  /** A question of a chat that has earlier turns, up to where the model answers; `{question}` is replaced. */
+  chatTurn?: string;
+  /** An earlier answer of a chat, behind its question; `{answer}` is replaced. */
+  chatReply?: string;
+  /** Strings that end an answer, because the model goes on with the other side's turn. */
+  chatStop?: string[];
   /** How many earlier turns of a chat are repeated in the prompt. 0 for a model that answers single questions. */
   chatTurns?: number;
 }
 
 /** The prompts of one model. */
 export class PromptTemplates {
+  /** Strings that end an answer made with a template. */
+  readonly stop: readonly string[];
   readonly #captions: Map<string, string>;
-  readonly #answer: string;
+  readonly #answer: string | undefined;
+  readonly #chat: ChatTemplate;
   readonly #chatTurns: number;
 
-  constructor(modelType: string, config: PromptConfig = {}) {
-    const defaults = modelType === 'blip-2' ? blip2Prompts : plainPrompts;
-    const caption = config.captionPrompt ?? defaults.captionPrompt;
+  /** `chatNames`: see ModelConfig. */
+  constructor(modelType: string, config: PromptConfig = {}, chatNames?: ChatNames) {
+    const caption = config.captionPrompt ?? captionPrompts(modelType, chatNames);
     this.#captions = new Map(Object.entries(typeof caption === 'string' ? { en: caption } : caption));
-    this.#answer = config.answerPrompt ?? defaults.answerPrompt;
+    // Without a prompt for single questions, one is the first turn of a chat.
+    const hasTurns = modelType === 'blip-2' || chatNames !== undefined || config.chatTurn !== undefined;
+    this.#answer = config.answerPrompt ?? (hasTurns ? undefined : '{question}');
+    const base = chatNames === undefined ? questionAnswer : namedSides(chatNames);
+    const { chatTurn: turn, chatReply: reply, chatStop: stop } = config;
+    this.#chat = customTemplate(base, { turn, reply, stop });
     this.#chatTurns = config.chatTurns ?? Number.POSITIVE_INFINITY;
+    this.stop = this.#chat.stop;
   }
 
   /** The languages that `caption` has a prompt for; the first is the default. */
@@ -46,25 +63,28 @@ export class PromptTemplates {
 
   /** The prompt of a single question. */
   answer(question: string): string {
-    // A function, because replacement strings give `$&` in a question a meaning.
-    return this.#answer.replace('{question}', () => question);
+    return this.turn([], question);
   }
 
   /** The prompt of a chat turn: the system text, the last turns, the question. */
-  turn(turns: readonly { question: string; answer: string }[], question: string, system = ''): string {
+  turn(turns: readonly ChatTurn[], question: string, system = ''): string {
     const recent = this.#chatTurns === 0 ? [] : turns.slice(-Math.min(this.#chatTurns, turns.length));
-    const asked = recent.length === 0 ? this.answer(question) : `Question: ${question} Answer:`;
-    const lines = recent.map((turn) => `Question: ${turn.question} Answer: ${endSentence(turn.answer)}`);
-    return [system, ...lines, asked].filter((line) => line !== '').join(' ');
+    const earlier = recent.map((turn) => this.#chat.turn(turn.question) + this.#chat.reply(turn.answer));
+    const asked =
+      recent.length === 0 && this.#answer !== undefined
+        ? // A function, because replacement strings give `$&` in a question a meaning.
+          this.#answer.replace('{question}', () => question)
+        : this.#chat.turn(question);
+    return this.#chat.system(system) + earlier.join('') + asked;
   }
 }
 
-const plainPrompts = { captionPrompt: 'A short image caption.', answerPrompt: '{question}' };
-const blip2Prompts = { captionPrompt: '', answerPrompt: 'Question: {question} Answer:' };
-
-function endSentence(text: string): string {
-  const trimmed = text.trim();
-  return /[.!?。！？]$/u.test(trimmed) ? trimmed : `${trimmed}.`;
+function captionPrompts(modelType: string, chatNames: ChatNames | undefined): string | Record<string, string> {
+  if (chatNames !== undefined) {
+    const { system, turn } = namedSides(chatNames);
+    return { zh: system('') + turn('请描述这张图片。'), en: system('') + turn('Describe this image.') };
+  }
+  return modelType === 'blip-2' ? '' : 'A short image caption.';
 }
 
 /** Reads `qformer.json` of a model folder; a folder without one has an empty config. Throws FORMAT naming file and key. */
@@ -72,16 +92,23 @@ export function readPromptConfig(dir: string): PromptConfig {
   const file = join(dir, 'qformer.json');
   if (!fileExists(file)) return {};
   const fields = new JsonFields(file, readJsonObject(file));
-  const config: PromptConfig = {
+  return {
     captionPrompt: readCaptionPrompt(fields),
-    answerPrompt: fields.optionalString('answerPrompt'),
+    answerPrompt: placeholder(fields, 'answerPrompt', '{question}'),
+    chatTurn: placeholder(fields, 'chatTurn', '{question}'),
+    chatReply: placeholder(fields, 'chatReply', '{answer}'),
+    chatStop: fields.optionalList('chatStop', 'non-empty strings', isNonEmpty),
     chatTurns: fields.optionalInteger('chatTurns', { min: 0, max: 1000 }),
   };
-  const { answerPrompt } = config;
-  if (answerPrompt !== undefined && !answerPrompt.includes('{question}')) {
-    throw fields.fault('answerPrompt', "must contain '{question}'", answerPrompt);
-  }
-  return config;
+}
+
+const isNonEmpty = (value: unknown): value is string => typeof value === 'string' && value !== '';
+
+/** The text under `key`, which must hold `mark`. */
+function placeholder(fields: JsonFields, key: string, mark: string): string | undefined {
+  const text = fields.optionalString(key);
+  if (text === undefined || text.includes(mark)) return text;
+  throw fields.fault(key, `must contain '${mark}'`, text);
 }
 
 function readCaptionPrompt(fields: JsonFields): PromptConfig['captionPrompt'] {

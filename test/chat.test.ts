@@ -37,6 +37,39 @@ describe('the prompt of a turn', () => {
   });
 });
 
+describe('the prompt of a turn of Ziya-Visual', () => {
+  const names = { human: '<human>', assistant: '<bot>', prefix: '' };
+  const prompts = new PromptTemplates('blip-2', {}, names);
+
+  it('names the two sides, and gives each answer a line', () => {
+    expect(prompts.answer('Why?')).toBe('<human>: Why?\n<bot>:');
+    expect(prompts.turn(turns, 'And?')).toBe(
+      '<human>: Where is it?\n<bot>: singapore\n<human>: Why?\n<bot>: It has a statue.\n<human>: And?\n<bot>:',
+    );
+  });
+
+  it('begins with the prefix of the configuration and the system text', () => {
+    const prefixed = new PromptTemplates('blip-2', {}, { ...names, prefix: 'Hello. ' });
+    expect(prefixed.turn([], 'Why?', 'Be brief.')).toBe('Hello. Be brief.\n<human>: Why?\n<bot>:');
+    expect(prefixed.caption('en')).toBe('Hello. <human>: Describe this image.\n<bot>:');
+  });
+
+  it('stops where the model begins to write the other side’s turn', () => {
+    expect(prompts.stop).toEqual(['<human>']);
+    expect(new PromptTemplates('blip-2').stop).toEqual([]);
+  });
+
+  it('can be replaced by the model folder, here with the layout of the language model’s own training', () => {
+    const config = { chatTurn: '<human>:{question}\n<bot>:', chatReply: ' {answer}</s>', chatStop: ['<human>', '!'] };
+    const trained = new PromptTemplates('blip-2', config, names);
+    expect(trained.turn(turns.slice(0, 1), '$& ?')).toBe(
+      '<human>:Where is it?\n<bot>: singapore</s><human>:$& ?\n<bot>:',
+    );
+    expect(trained.answer('Why?')).toBe('<human>:Why?\n<bot>:');
+    expect(trained.stop).toEqual(['<human>', '!']);
+  });
+});
+
 describe('a chat', () => {
   let model: Model;
   beforeEach(async () => {
@@ -88,5 +121,75 @@ describe('a chat', () => {
     chat.history.pop();
     chat.history[0]!.text = 'changed';
     expect(chat.history.map(({ text }) => text)).toEqual(['count 1', ' t0']);
+  });
+
+  it('goes on from a history', async () => {
+    const history = [
+      { role: 'user' as const, text: 'a' },
+      { role: 'assistant' as const, text: 'b' },
+    ];
+    const chat = model.chat({ history });
+    await chat.send('count 1');
+    expect(chat.history.map(({ text }) => text)).toEqual(['a', 'b', 'count 1', ' t0']);
+    expect(history).toHaveLength(2);
+  });
+
+  it('is plain data in JSON, with its system text', async () => {
+    const chat = model.chat({ system: 'Be brief.' });
+    expect(JSON.stringify(chat)).toBe('{"system":"Be brief.","history":[]}');
+    expect(JSON.stringify(model.chat({}))).toBe('{"history":[]}');
+  });
+
+  it('is not changed by what happens in its fork', async () => {
+    const chat = model.chat();
+    await chat.send('count 1');
+    const fork = chat.fork();
+    await fork.send('count 2');
+    expect(chat.history).toHaveLength(2);
+    expect(fork.history).toHaveLength(4);
+  });
+
+  it.each([
+    ['a string', 'array of messages'],
+    [[{ role: 'user', text: 'a' }], 'got 1 messages'],
+    [[1, 2], 'history\\[0\\].*object'],
+    [[null, null], 'history\\[0\\].*object'],
+    [
+      [
+        { role: 'assistant', text: 'a' },
+        { role: 'user', text: 'b' },
+      ],
+      "history\\[0\\].role must be 'user'",
+    ],
+    [
+      [
+        { role: 'user', text: 'a' },
+        { role: 'user', text: 'b' },
+      ],
+      "history\\[1\\].role must be 'assistant'",
+    ],
+    [
+      [
+        { role: 'user', text: '' },
+        { role: 'assistant', text: '' },
+      ],
+      'history\\[0\\].text is empty',
+    ],
+    [
+      [
+        { role: 'user', text: 'a' },
+        { role: 'assistant', text: 7 },
+      ],
+      'history\\[1\\].text must be a string',
+    ],
+    [
+      [
+        { role: 'user', text: 'a', name: 'x' },
+        { role: 'assistant', text: 'b' },
+      ],
+      "unknown option 'name'",
+    ],
+  ])('refuses the history %j', (history, message) => {
+    expect(() => model.chat({ history: history as never })).toThrow(new RegExp(message));
   });
 });

@@ -138,6 +138,13 @@ describe("a model folder's qformer.json", () => {
     );
   });
 
+  it('brings the pieces of a chat', () => {
+    const config = read('{"chatTurn":"U: {question}\\nA:","chatReply":" {answer}\\n","chatStop":["U:"]}');
+    const prompts = new PromptTemplates('instructblip', config);
+    expect(prompts.turn([{ question: 'a', answer: 'b ' }], 'c')).toBe('U: a\nA: b\nU: c\nA:');
+    expect(prompts.stop).toEqual(['U:']);
+  });
+
   it.each([
     ['{', /not valid JSON/],
     ['[]', /JSON object/],
@@ -146,6 +153,10 @@ describe("a model folder's qformer.json", () => {
     ['{"captionPrompt":{"en":1}}', /captionPrompt/],
     ['{"answerPrompt":"no place"}', /answerPrompt.*\{question\}/],
     ['{"chatTurns":-1}', /chatTurns/],
+    ['{"chatTurn":"no place"}', /chatTurn must contain '\{question\}'/],
+    ['{"chatReply":"no place"}', /chatReply must contain '\{answer\}'/],
+    ['{"chatStop":[""]}', /chatStop/],
+    ['{"chatStop":"<human>"}', /chatStop/],
   ])('that holds %s is a FORMAT error naming file and key', (content, message) => {
     const error = expect.objectContaining({ code: 'FORMAT', message: expect.stringMatching(message) });
     expect(() => read(content)).toThrow(error);

@@ -46,7 +46,7 @@ function evaluateAnswers(
 ): Promise<EvalReport> {
   const { dir } = model.info;
   const { signal: _, ...options } = { ...generateOptions(flags, signal), lang: flags.lang };
-  const digest = modelDigest(dir, openCheckpoint(dir).tensors);
+  const digest = modelDigest(dir, openCheckpoint(dir, flags).tensors);
   const results = ResultsFile.open(output, { format: 'qformer-eval', version: 1, model: digest, options });
   return evaluate(model, items, results, { ...options, signal }, events);
 }

@@ -5,6 +5,7 @@ import type { GenerateOptions, LoadOptions } from '../options.js';
 /** Flags as the argument parser delivers them; absent ones are undefined. */
 export interface CommonFlags {
   model?: string;
+  languageModel?: string;
   device?: string;
   dtype?: string;
   threads?: number;
@@ -27,8 +28,8 @@ export interface CommonFlags {
 
 /** The flags that are load options; their values are checked by `loadModel`. */
 export function loadOptions(flags: CommonFlags): LoadOptions {
-  const { device, dtype, threads } = flags;
-  return { device, dtype, threads } as LoadOptions;
+  const { languageModel, device, dtype, threads } = flags;
+  return { languageModel, device, dtype, threads } as LoadOptions;
 }
 
 /** The flags that are options of a request; their values are checked by the request. */

@@ -14,7 +14,12 @@ const number = (value: string): number => {
 };
 
 const modelFlags = (command: Command): Command =>
-  deviceFlags(command.option('--model <dir>', 'checkpoint folder (default: the demonstration model)'));
+  deviceFlags(
+    languageModelFlag(command.option('--model <dir>', 'checkpoint folder (default: the demonstration model)')),
+  );
+
+const languageModelFlag = (command: Command): Command =>
+  command.option('--language-model <dir>', 'folder of the language model, where the checkpoint is a visual part only');
 
 const retrievalFlags = (command: Command): Command =>
   deviceFlags(command.requiredOption('--model <dir>', 'folder of a retrieval checkpoint')).option(
@@ -104,14 +109,11 @@ function program(): Command {
     .option('--json', 'print a JSON object')
     .action(async (flags: { json?: boolean }) => (await import('./report.js')).printDoctor(flags));
 
-  root
-    .command('info')
+  languageModelFlag(root.command('info'))
     .description('parts, tensors, parameters and bytes of a checkpoint folder, without loading its weights')
     .argument('[dir]', 'checkpoint folder (default: the demonstration model)')
     .option('--json', 'print a JSON object')
-    .action(async (dir: string | undefined, flags: { json?: boolean }) =>
-      (await import('./report.js')).printInfo(dir, flags),
-    );
+    .action(async (dir: string | undefined, flags: CommonFlags) => (await import('./report.js')).printInfo(dir, flags));
 
   for (const command of root.commands) command.exitOverride().configureOutput(root.configureOutput());
   return root;

@@ -4,6 +4,7 @@ import { basename } from 'node:path';
 import { doctor } from '../doctor.js';
 import { inspect } from '../inspect.js';
 import { demoModel } from '../package-files.js';
+import type { CommonFlags } from './flags.js';
 import { bytes } from './output.js';
 
 /** Prints what the machine offers. Exit code 1 when the native code cannot be used at all. */
@@ -36,8 +37,8 @@ function describeDevice(device: { device?: string; level?: string; threads?: num
 }
 
 /** Prints what a checkpoint folder holds. */
-export function printInfo(dir: string = demoModel(), flags: { json?: boolean }): void {
-  const info = inspect(dir);
+export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
+  const info = inspect(dir, flags);
   if (flags.json) return void process.stdout.write(`${JSON.stringify(info)}\n`);
   printRows([
     ['folder', info.dir],

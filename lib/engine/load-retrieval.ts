@@ -1,5 +1,6 @@
 // Retrieval checkpoint → running tasks. There is no language model, so there is no engine, no KV pool and no scheduler.
 
+import { QFormerError } from '../errors.js';
 import { openRetrievalCheckpoint } from '../io/retrieval-checkpoint.js';
 import { TextTokenizer } from '../io/tokenizer.js';
 import { RetrievalModel } from '../models/retrieval.js';
@@ -17,6 +18,10 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
   const limits = checkLimits(options);
   const device = chooseDevice(options.device ?? 'auto');
   if (options.threads !== undefined) setThreads(options.threads);
+  if (options.languageModel !== undefined) {
+    const message = `languageModel: ${options.dir} compares images with texts and takes no language model`;
+    throw new QFormerError('INVALID_ARGUMENT', message, { option: 'languageModel' });
+  }
   const checkpoint = openRetrievalCheckpoint(options.dir);
   const { config, preprocessor, bytes } = checkpoint;
   onProgress?.({ phase: 'open', loaded: 0, total: bytes });

@@ -51,7 +51,7 @@ export async function loadEngine(
   const limits = checkLimits(options);
   const device = chooseDevice(options.device ?? 'auto');
   if (options.threads !== undefined) setThreads(options.threads);
-  const checkpoint = openCheckpoint(options.dir);
+  const checkpoint = openCheckpoint(options.dir, options);
   onProgress?.({ phase: 'open', loaded: 0, total: checkpoint.bytes });
   const prompts = new PromptBuilder(checkpoint);
   const weights = new Weights(checkpoint, { device: device.name, dtype: options.dtype ?? 'auto' });

@@ -12,6 +12,8 @@ import type { Task, TaskImage, TaskResult } from './task.js';
 export interface EngineOptions {
   /** Checkpoint folder. */
   dir: string;
+  /** Folder of the language model, where `dir` holds only the visual part. */
+  languageModel?: string;
   /** 'auto' | 'cpu' | 'cuda' | 'cuda:N'. Default 'auto'. */
   device?: string;
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';

@@ -1,15 +1,14 @@
-// A checkpoint folder as downloaded from the hub: config.json, optional generation and processor settings, and weights as one
-// model.safetensors or as shards listed by model.safetensors.index.json. Opening reads JSON and safetensors headers only.
-// The index is untrusted: it may name plain files of this folder and nothing else.
+// A checkpoint folder as downloaded from the hub: config.json, optional generation and processor settings, and weights. Opening
+// reads JSON and the headers of weight files only. Ziya-Visual comes in two folders, the visual part and a language model; here
+// they become one checkpoint, so that nothing above knows.
 
-import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { QFormerError, describe } from '../errors.js';
-import { readModelConfig, type ModelConfig } from './config.js';
-import { fileExists, ioError, readJsonObject, statOptional } from './files.js';
+import { needsLanguageModel, readModelConfig, type ModelConfig } from './config.js';
+import { fileExists, readJsonObject, statOptional } from './files.js';
 import { JsonFields } from './json-fields.js';
-import { readSafetensorsHeader, type TensorEntry } from './safetensors.js';
+import type { TensorEntry } from './safetensors.js';
 import {
   checkQueryTokens,
   defaultPreprocessor,
@@ -19,6 +18,7 @@ import {
   type GenerationDefaults,
   type PreprocessorConfig,
 } from './side-config.js';
+import { readWeightFiles } from './weight-files.js';
 
 /** What every checkpoint folder holds. `bytes` is the sum over `tensors`. */
 export interface CheckpointFiles {
@@ -39,21 +39,30 @@ export interface Checkpoint extends CheckpointFiles {
   qformerTokenizerDir?: string;
 }
 
+/** In front of the names of the language model's tensors in a vision-language checkpoint. */
+const LANGUAGE_PREFIX = 'language_model.';
+
 /** What the image processor's settings are checked against. */
 type VisionPart = Pick<ModelConfig, 'vision' | 'numQueryTokens'>;
 
-const SINGLE = 'model.safetensors';
-const INDEX = 'model.safetensors.index.json';
-const MAX_LISTED = 8;
+/** Options of `openCheckpoint`. */
+export interface OpenOptions {
+  /** Folder of the language model, where `dir` holds only the visual part (Ziya-Visual). */
+  languageModel?: string | undefined;
+}
 
 /**
- * Opens the folder `dir`. Throws INVALID_ARGUMENT, IO (missing folder, config or shards), FORMAT (naming file and key or tensor)
- * and UNSUPPORTED (a model, setting or weight format that is known but not read).
+ * Opens the folder `dir`. Throws INVALID_ARGUMENT, IO (missing folder, config or shards), FORMAT (naming file and key or tensor),
+ * SHAPE (a language model that the projection does not fit) and UNSUPPORTED (a model, setting or weight format that is known but
+ * not read).
  */
-export function openCheckpoint(dir: string): Checkpoint {
-  const config = readModelConfig(configFile(dir));
-  const generation = readGeneration(dir, config);
-  const files = readCheckpointFiles(dir, config);
+export function openCheckpoint(dir: string, { languageModel }: OpenOptions = {}): Checkpoint {
+  const language = languageModel === undefined ? undefined : openLanguageModel(languageModel);
+  const config = readModelConfig(configFile(dir), language?.config.text);
+  const generation = language?.generation ?? readGeneration(dir, config);
+  const own = readCheckpointFiles(dir, config);
+  checkParts(own, config, language);
+  const files = language === undefined ? own : joinFiles(own, language);
   return {
     ...files,
     config: withTableSizes(config, files.tensors),
@@ -65,7 +74,7 @@ export function openCheckpoint(dir: string): Checkpoint {
 /** The weights and the image processor's settings of a folder whose configuration has been read. Throws as `openCheckpoint`. */
 export function readCheckpointFiles(dir: string, config: VisionPart): CheckpointFiles {
   const preprocessor = readPreprocessor(dir, config);
-  const tensors = readTensors(dir);
+  const tensors = readWeightFiles(dir);
   const files = [...new Set([...tensors.values()].map((entry) => entry.file))];
   let bytes = 0;
   for (const entry of tensors.values()) bytes += entry.bytes;
@@ -120,98 +129,54 @@ function readPreprocessor(dir: string, config: VisionPart): PreprocessorConfig |
   return fields === undefined ? defaultPreprocessor(imageSize) : parsePreprocessorConfig(fields, imageSize);
 }
 
-function readTensors(dir: string): Map<string, TensorEntry> {
-  const single = join(dir, SINGLE);
-  if (fileExists(single)) return readSafetensorsHeader(single);
-  const index = join(dir, INDEX);
-  if (fileExists(index)) return readShards(dir, index);
-  throw noWeights(dir);
+function openLanguageModel(dir: string): Checkpoint {
+  const language = openCheckpoint(dir);
+  if (language.config.vision === undefined) return language;
+  const message = `languageModel: ${dir} holds a whole ${language.config.modelType} model, not a language model alone`;
+  throw new QFormerError('INVALID_ARGUMENT', message, { option: 'languageModel', dir });
 }
 
-function noWeights(dir: string): QFormerError {
-  let names: string[];
-  try {
-    names = readdirSync(dir);
-  } catch (error) {
-    return ioError(dir, error);
+/** Throws where the folder's own part and the separate language model do not make one model. */
+function checkParts(own: CheckpointFiles, config: ModelConfig, language: Checkpoint | undefined): void {
+  const { dir, tensors } = own;
+  const has = (prefix: string): boolean => [...tensors.keys()].some((name) => name.startsWith(prefix));
+  const isWhole = config.vision === undefined || has(LANGUAGE_PREFIX);
+  if (language === undefined) {
+    if (!isWhole && has('language_projection.')) throw needsLanguageModel(dir);
+    return;
   }
-  const pickled = names.filter((name) => /\.(bin|pt|pth)$/.test(name));
-  if (pickled.length > 0) {
-    const message = `${dir}: weights are stored only as ${pickled[0]}; safetensors are needed (${SINGLE} or shards)`;
-    return new QFormerError('UNSUPPORTED', message, { dir, files: pickled });
+  if (isWhole) {
+    const message = `languageModel: ${dir} has a language model of its own`;
+    throw new QFormerError('INVALID_ARGUMENT', message, { option: 'languageModel', dir });
   }
-  const loose = names.filter((name) => name.endsWith('.safetensors'));
-  const hint = loose.length > 0 ? `; found ${listed(loose)} without an index` : '';
-  return new QFormerError('IO', `${dir}: has neither ${SINGLE} nor ${INDEX}${hint}`, { dir, files: loose });
+  const projected = rows(tensors, 'language_projection.weight');
+  const { hiddenSize } = language.config.text;
+  if (projected === undefined || projected === hiddenSize) return;
+  const message =
+    `the language model does not fit: ${dir} projects images to ${projected} channels, ` +
+    `${language.dir} has a hidden size of ${hiddenSize}`;
+  throw new QFormerError('SHAPE', message, { projected, hiddenSize });
 }
 
-function readShards(dir: string, index: string): Map<string, TensorEntry> {
-  const weightMap = readWeightMap(dir, index);
-  const names = [...new Set(weightMap.values())];
-  const missing = names.filter((name) => statOptional(join(dir, name)) === undefined);
-  if (missing.length > 0) {
-    const message = `${dir}: ${missing.length} of ${names.length} shards are missing: ${listed(missing)}`;
-    throw new QFormerError('IO', message, { dir, missing });
+/** Both folders as one checkpoint, the language model's tensors under the names they have in a whole one. */
+function joinFiles(own: CheckpointFiles, language: Checkpoint): CheckpointFiles {
+  const tensors = new Map(own.tensors);
+  for (const [name, entry] of language.tensors) {
+    const joined = LANGUAGE_PREFIX + name;
+    tensors.set(joined, { ...entry, name: joined });
   }
-  const tensors = new Map<string, TensorEntry>();
-  for (const name of names) addShard(tensors, readSafetensorsHeader(join(dir, name)));
-  checkPlaces(weightMap, tensors, dir, index);
-  return tensors;
-}
-
-function readWeightMap(dir: string, index: string): Map<string, string> {
-  const fields = new JsonFields(index, readJsonObject(index));
-  const raw = fields.optionalObject('weight_map') && (fields.raw('weight_map') as Record<string, unknown>);
-  if (raw === undefined)
-    throw new QFormerError('FORMAT', `${index}: weight_map is missing`, { file: index, key: 'weight_map' });
-  const weightMap = new Map<string, string>();
-  for (const [tensor, shard] of Object.entries(raw)) {
-    if (typeof shard !== 'string' || !isPlainName(shard)) {
-      const message = `${index}: weight_map['${tensor}'] must name a .safetensors file in ${dir}, got ${describe(shard)}`;
-      throw new QFormerError('FORMAT', message, { file: index, tensor });
-    }
-    weightMap.set(tensor, shard);
-  }
-  if (weightMap.size === 0)
-    throw new QFormerError('FORMAT', `${index}: weight_map is empty`, { file: index, key: 'weight_map' });
-  return weightMap;
-}
-
-// No separators of any platform and no drive letters: a name that cannot leave the folder.
-function isPlainName(name: string): boolean {
-  return name.length <= 255 && name.endsWith('.safetensors') && !/[/\\:\0]/.test(name);
-}
-
-function addShard(tensors: Map<string, TensorEntry>, shard: Map<string, TensorEntry>): void {
-  for (const [name, entry] of shard) {
-    const other = tensors.get(name);
-    if (other !== undefined) {
-      const message = `tensor '${name}' is stored twice, in ${other.file} and in ${entry.file}`;
-      throw new QFormerError('FORMAT', message, { tensor: name, files: [other.file, entry.file] });
-    }
-    tensors.set(name, entry);
-  }
-}
-
-function checkPlaces(
-  weightMap: Map<string, string>,
-  tensors: Map<string, TensorEntry>,
-  dir: string,
-  index: string,
-): void {
-  for (const [tensor, shard] of weightMap) {
-    const file = join(dir, shard);
-    const actual = tensors.get(tensor)?.file;
-    if (actual === file) continue;
-    const where = actual === undefined ? 'is in no shard' : `is in ${actual}`;
-    const message = `${index}: tensor '${tensor}' should be in ${file}, but ${where}`;
-    throw new QFormerError('FORMAT', message, { file: index, tensor });
-  }
+  return {
+    ...own,
+    tensors,
+    files: [...own.files, ...language.files],
+    bytes: own.bytes + language.bytes,
+    tokenizerDir: language.tokenizerDir,
+  };
 }
 
 // Published embeddings were padded to a multiple of 64 rows without a note in config.json: the tensors are right.
 function withTableSizes(config: ModelConfig, tensors: Map<string, TensorEntry>): ModelConfig {
-  const prefix = config.vision === undefined ? '' : 'language_model.';
+  const prefix = config.vision === undefined ? '' : LANGUAGE_PREFIX;
   const vocabSize = rows(tensors, `${prefix}model.embed_tokens.weight`) ?? config.text.vocabSize;
   const result: ModelConfig = { ...config, text: { ...config.text, vocabSize } };
   if (config.qformer !== undefined) {
@@ -224,9 +189,4 @@ function withTableSizes(config: ModelConfig, tensors: Map<string, TensorEntry>):
 function rows(tensors: Map<string, TensorEntry>, name: string): number | undefined {
   const count = tensors.get(name)?.shape[0];
   return count !== undefined && count > 0 ? count : undefined;
-}
-
-function listed(names: readonly string[]): string {
-  const more = names.length > MAX_LISTED ? `, … (${names.length} in all)` : '';
-  return names.slice(0, MAX_LISTED).join(', ') + more;
 }

@@ -4,6 +4,8 @@
 // written, because that is what the reference computes with such a file.
 // Every size is bounded, so that a lying file cannot ask for a billion layers.
 
+import { dirname } from 'node:path';
+
 import { QFormerError } from '../errors.js';
 import { readJsonObject, type JsonObject } from './files.js';
 import { JsonFields } from './json-fields.js';
@@ -52,15 +54,27 @@ export interface ModelConfig {
   numQueryTokens: number;
   /** Absent in the legacy layout, where image features are put in front of the text. */
   imageTokenId?: number;
+  /** The names of a chat's two sides, where the model was trained with some (Ziya-Visual). */
+  chatNames?: ChatNames;
 }
 
-/** The configuration in `file`. Throws IO, FORMAT (naming the key path and the value) and UNSUPPORTED. */
-export function readModelConfig(file: string): ModelConfig {
-  return parseModelConfig(readJsonObject(file), file);
+/** Who speaks in a chat prompt, as the tokenizer spells it, and the text in front of the first turn. */
+export interface ChatNames {
+  human: string;
+  assistant: string;
+  prefix: string;
+}
+
+/**
+ * The configuration in `file`; `text` is that of a language model kept in a folder of its own, and stands for what the file
+ * says about one. Throws IO, FORMAT (naming the key path and the value) and UNSUPPORTED.
+ */
+export function readModelConfig(file: string, text?: LlamaConfig): ModelConfig {
+  return parseModelConfig(readJsonObject(file), file, text);
 }
 
 /** The configuration held by a parsed config.json; `file` is used in messages. Throws FORMAT and UNSUPPORTED. */
-export function parseModelConfig(json: JsonObject, file: string): ModelConfig {
+export function parseModelConfig(json: JsonObject, file: string, text?: LlamaConfig): ModelConfig {
   const fields = new JsonFields(file, json);
   const modelType = fields.optionalString('model_type');
   if (fields.raw('quantization_config') !== undefined) {
@@ -73,7 +87,7 @@ export function parseModelConfig(json: JsonObject, file: string): ModelConfig {
   switch (modelType) {
     case 'instructblip':
     case 'blip-2':
-      return parseComposite(fields, modelType);
+      return parseComposite(fields, modelType, text);
     case 'llama':
       return { modelType, text: parseLlamaConfig(fields), numQueryTokens: 0 };
     case undefined:
@@ -83,8 +97,16 @@ export function parseModelConfig(json: JsonObject, file: string): ModelConfig {
   }
 }
 
-function parseComposite(fields: JsonFields, modelType: 'instructblip' | 'blip-2'): ModelConfig {
-  refuseRetrieval(fields);
+function parseComposite(
+  fields: JsonFields,
+  modelType: 'instructblip' | 'blip-2',
+  separateText: LlamaConfig | undefined,
+): ModelConfig {
+  const architectures = readArchitectures(fields);
+  refuseRetrieval(fields, architectures);
+  // ZiyaBlip2ForCausalLM takes its language model from another folder; its text_config says nothing reliable.
+  const isZiya = architectures.some((name) => name.startsWith('Ziya'));
+  if (isZiya && separateText === undefined) throw needsLanguageModel(dirname(fields.file));
   fields.optionalBoolean('use_decoder_only_language_model');
   const vision = parseVision(section(fields, 'vision_config'));
   const imageTokenKey = fields.raw('image_token_index') === undefined ? 'image_token_id' : 'image_token_index';
@@ -93,14 +115,37 @@ function parseComposite(fields: JsonFields, modelType: 'instructblip' | 'blip-2'
     modelType,
     vision,
     qformer: parseQFormer(section(fields, 'qformer_config'), vision.hiddenSize, modelType === 'instructblip'),
-    text: parseText(fields, modelType),
+    text: separateText ?? parseText(fields, modelType),
     numQueryTokens: fields.integer('num_query_tokens', { min: 1, max: 4096, default: 32 }),
     ...(imageTokenId === undefined ? {} : { imageTokenId }),
+    ...parseChatNames(fields, separateText !== undefined),
   };
 }
 
-function refuseRetrieval(fields: JsonFields): void {
-  const architectures = fields.optionalList('architectures', 'strings', (value) => typeof value === 'string') ?? [];
+/** The class names a config.json lists; empty where it lists none. Throws FORMAT. */
+export function readArchitectures(fields: JsonFields): string[] {
+  const isString = (value: unknown): value is string => typeof value === 'string';
+  return fields.optionalList('architectures', 'strings', isString) ?? [];
+}
+
+/** The error of a visual part that is opened alone. */
+export function needsLanguageModel(dir: string): QFormerError {
+  const message =
+    `${dir}: holds the visual part of a model; give the folder of its language model too: ` +
+    `loadModel(dir, { languageModel: '…' }), --language-model DIR on the command line`;
+  return new QFormerError('INVALID_ARGUMENT', message, { option: 'languageModel', dir });
+}
+
+// Ziya-Visual is the one model of the family that comes as a visual part and a language model, so its names are the defaults.
+function parseChatNames(fields: JsonFields, separate: boolean): { chatNames?: ChatNames } {
+  const human = fields.optionalString('human_name');
+  if (human === undefined && !separate) return {};
+  const assistant = fields.optionalString('assistant_name') ?? '<bot>';
+  const prefix = fields.optionalString('prompt_prefix') ?? '';
+  return { chatNames: { human: human ?? '<human>', assistant, prefix } };
+}
+
+function refuseRetrieval(fields: JsonFields, architectures: readonly string[]): void {
   const retrieval = architectures.find((name) => name.endsWith('ForImageTextRetrieval'));
   if (retrieval === undefined) return;
   throw fields.unsupported('architectures', retrieval, 'image-text retrieval generates no text');

@@ -3,7 +3,14 @@
 // text_config that means nothing; only `architectures` tells them apart.
 
 import { configFile, readCheckpointFiles, type CheckpointFiles } from './checkpoint.js';
-import { parseQFormer, parseVision, section, type QFormerConfig, type VisionConfig } from './config.js';
+import {
+  parseQFormer,
+  parseVision,
+  readArchitectures,
+  section,
+  type QFormerConfig,
+  type VisionConfig,
+} from './config.js';
 import { readJsonObject } from './files.js';
 import { JsonFields } from './json-fields.js';
 import { BOUNDS } from './model-fields.js';
@@ -29,9 +36,7 @@ export interface RetrievalCheckpoint extends CheckpointFiles {
 export function isRetrievalCheckpoint(dir: string): boolean {
   const file = configFile(dir);
   const fields = new JsonFields(file, readJsonObject(file));
-  const isString = (value: unknown): value is string => typeof value === 'string';
-  const architectures = fields.optionalList('architectures', 'strings', isString) ?? [];
-  return architectures.some((name) => name.endsWith('ForImageTextRetrieval'));
+  return readArchitectures(fields).some((name) => name.endsWith('ForImageTextRetrieval'));
 }
 
 /** Opens a folder for which `isRetrievalCheckpoint` holds. Errors as `openCheckpoint`. */

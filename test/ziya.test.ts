@@ -1,0 +1,239 @@
+// Ziya-Visual: a visual folder and a language model in another one. Every stage, the ids of all reference prompts alone and
+// together, the three turns of the reference's chat, and what is said when the two folders do not make one model.
+
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { loadEngine, type LoadedEngine } from '../lib/engine/load.js';
+import { inspect, loadModel, type Model } from '../lib/index.js';
+import { openCheckpoint } from '../lib/io/checkpoint.js';
+import { loadImage } from '../lib/io/image.js';
+import type { Blip2 } from '../lib/models/blip2.js';
+import { createModel } from '../lib/models/registry.js';
+import { Weights } from '../lib/models/weights.js';
+import { scope, Tensor } from '../lib/tensor/index.js';
+import { expectError, expectRejection } from './support/expect-error.js';
+import { finishAll } from './support/engine-models.js';
+import { expectClose, expectNoLeaks, fixturePath, Goldens, readJson } from './support/fixtures.js';
+
+const FIXTURE = 'ziya-visual-tiny';
+const visual = fixturePath(FIXTURE, 'visual');
+const languageModel = fixturePath(FIXTURE, 'llm');
+// the fixture's own figures for float32
+const HIDDEN = { atol: 2e-4 };
+const LOGITS = { atol: 1e-3 };
+
+interface ZiyaCase {
+  prefix: string;
+  image: string;
+  history: { human: string; bot: string | null }[];
+  prompt: string;
+  text_ids: number[];
+  greedy_ids: number[][];
+}
+
+interface Expected {
+  cases: ZiyaCase[];
+  multi_turn_chat: {
+    image: string;
+    max_new_tokens: number;
+    turns: { prompt: string; greedy_ids: number[]; answer_text_stripped: string }[];
+  };
+}
+
+const { cases, multi_turn_chat: reference } = readJson<Expected>(FIXTURE, 'expected.json');
+const goldens = new Goldens(FIXTURE, 'expected.safetensors');
+const questionOf = (prompt: string) => /<human>: ([^\n]*)\n<bot>:$/.exec(prompt)![1]!;
+
+describe('the two folders', () => {
+  let model: Blip2;
+  beforeAll(async () => {
+    const checkpoint = openCheckpoint(visual, { languageModel });
+    const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto' });
+    model = createModel(checkpoint, weights) as Blip2;
+    await weights.load();
+  });
+  afterAll(() => model.dispose());
+  expectNoLeaks();
+
+  it.each(['image0', 'image1'])('match the reference at every stage of %s', (image) => {
+    scope(() => {
+      const { shape } = goldens.get(`${image}.pixel_values`);
+      const features = model.encodeImage(Tensor.fromArray(goldens.floats(`${image}.pixel_values`), shape));
+      expectClose(features.toFloat32(), goldens.floats(`${image}.vision_last_hidden_state`), HIDDEN, 'vision');
+      const rows = model.imageTokens(features, 1);
+      expect(rows.shape).toEqual([64, 128]);
+      expectClose(rows.toFloat32(), goldens.floats(`${image}.language_projection`), HIDDEN, 'projection');
+    });
+  });
+
+  it('are one checkpoint to whoever describes it', () => {
+    const { parts, tensors, bytes, files } = inspect(visual, { languageModel });
+    expect(parts.map(({ part }) => part)).toEqual(['vision encoder', 'Q-Former', 'projection', 'language model']);
+    expect(tensors).toBe(131 + 30);
+    expect(files).toHaveLength(2);
+    const alone = inspect(languageModel);
+    expect(parts.at(-1)!.bytes).toBe(alone.bytes);
+    expect(bytes).toBeGreaterThan(alone.bytes);
+  });
+});
+
+describe('the engine over both folders', () => {
+  let loaded: LoadedEngine;
+  const pixels = new Map<string, Awaited<ReturnType<typeof loadImage>>>();
+  beforeAll(async () => {
+    loaded = await loadEngine({ dir: visual, languageModel, device: 'cpu', kvCacheTokens: 4096 });
+    for (const { image } of cases) pixels.set(image, await loadImage(fixturePath(FIXTURE, image)));
+  });
+  afterAll(() => loaded.dispose());
+
+  const add = (id: number, { prompt, image, greedy_ids }: ZiyaCase) => {
+    const params = { maxNewTokens: greedy_ids[0]!.length, logprobs: true };
+    const { engine, prompts } = loaded;
+    const request = { prompt, images: [structuredClone(pixels.get(image)!)], params };
+    engine!.add(prompts!.build(id, request, engine!.maxContext, 0));
+  };
+
+  it('gives the reference ids and log-probabilities one request at a time', () => {
+    for (const example of cases) {
+      add(1, example);
+      const { tokenIds, usage, logprobs } = finishAll(loaded.engine!).get(1)!;
+      expect(tokenIds, example.prefix).toEqual(example.greedy_ids[0]);
+      expect(usage.promptTokens).toBe(64 + example.text_ids.length);
+      const expected = goldens.floats(`${example.prefix}greedy_step_logprobs`);
+      // a log-softmax moves by no more than twice what its logits do
+      const actual = logprobs!.map(({ logprob }) => logprob);
+      expectClose(actual, expected, { atol: 2 * LOGITS.atol }, example.prefix);
+    }
+  });
+
+  it('gives them all at once', () => {
+    cases.forEach((example, id) => add(id, example));
+    const results = finishAll(loaded.engine!);
+    expect(cases.length).toBe(6);
+    cases.forEach(({ greedy_ids }, id) => expect(results.get(id)!.tokenIds).toEqual(greedy_ids[0]));
+  });
+});
+
+describe('a chat', () => {
+  let model: Model;
+  const image = fixturePath(FIXTURE, reference.image);
+  const options = { maxNewTokens: reference.max_new_tokens };
+  beforeAll(async () => {
+    model = await loadModel(visual, { languageModel, device: 'cpu', kvCacheTokens: 4096 });
+  });
+  afterAll(() => model.dispose());
+
+  async function talk(): Promise<number[][]> {
+    const chat = model.chat({ images: [image] });
+    const ids: number[][] = [];
+    for (const { prompt } of reference.turns) ids.push((await chat.send(questionOf(prompt), options)).tokenIds);
+    return ids;
+  }
+  const expectedIds = reference.turns.map(({ greedy_ids }) => greedy_ids);
+
+  it('has the ids of the reference in all its turns', async () => {
+    expect(expectedIds).toHaveLength(3);
+    expect(await talk()).toEqual(expectedIds);
+  });
+
+  it('has them when three chats talk at the same time', async () => {
+    expect(await Promise.all([talk(), talk(), talk()])).toEqual([expectedIds, expectedIds, expectedIds]);
+  });
+
+  it('finds the keys and values of its earlier turns in the cache', async () => {
+    const chat = model.chat({ images: [image], system: 'a system text of its own, so that nothing is cached' });
+    const [first, second] = [await chat.send('What is it?', options), await chat.send('Why?', options)];
+    expect(first.usage.cachedTokens % 64).toBe(0); // of the image at most
+    // All of the first prompt but the last, unfinished block of 16 tokens.
+    expect(second.usage.cachedTokens).toBeGreaterThanOrEqual(first.usage.promptTokens - 16);
+    expect(second.usage.cachedTokens).toBeGreaterThan(64);
+  });
+
+  it('goes on from a history that was written down, and in a fork, as it would have itself', async () => {
+    const [first, second, third] = reference.turns.map(({ prompt }) => questionOf(prompt)) as [string, string, string];
+    const chat = model.chat({ images: [image] });
+    await chat.send(first, options);
+    const fork = chat.fork();
+    const record = JSON.parse(JSON.stringify(chat)) as object;
+    for (const each of [chat, fork, model.chat({ images: [image], ...record })]) {
+      expect((await each.send(second, options)).tokenIds).toEqual(expectedIds[1]);
+    }
+    await fork.send(third, options);
+    expect([chat.history.length, fork.history.length]).toEqual([4, 6]);
+  });
+
+  it('is left as it was by a message that the context cannot hold', async () => {
+    const chat = model.chat({ images: [image] });
+    await chat.send('What is it?', options);
+    const before = chat.history;
+    const error = await expectRejection(chat.send('word '.repeat(3000), options).then(), 'INVALID_ARGUMENT', 'limit');
+    expect(error.details).toMatchObject({ maxTokens: 2048 });
+    await expectRejection(chat.send('word '.repeat(660), options).then(), 'INVALID_ARGUMENT', 'leave room');
+    expect(chat.history).toEqual(before);
+    expect((await chat.send('Why?', options)).finishReason).not.toBe('abort');
+  });
+});
+
+describe('folders that do not make one model', () => {
+  const load = (dir: string, language?: string) => openCheckpoint(dir, { languageModel: language });
+
+  it('are refused where the visual part is alone, saying how to give the other', async () => {
+    const error = expectError(() => load(visual), 'INVALID_ARGUMENT', 'loadModel(dir, { languageModel:');
+    expect(error.message).toContain('--language-model DIR');
+    await expectRejection(loadModel(visual, { device: 'cpu' }), 'INVALID_ARGUMENT', 'visual part');
+  });
+
+  it('are refused by the architecture’s name before anything else of config.json is believed', () => {
+    withConfig(visual, { architectures: ['ZiyaBlip2ForCausalLM'], text_config: { model_type: 'gpt2' } }, (dir) => {
+      expectError(() => load(dir), 'INVALID_ARGUMENT', 'visual part');
+      const { config } = load(dir, languageModel);
+      expect(config.text.hiddenSize).toBe(128);
+      expect(config.chatNames).toEqual({ human: '<human>', assistant: '<bot>', prefix: '' });
+    });
+  });
+
+  it('are refused where the first has a language model of its own', () => {
+    const whole = fixturePath('instructblip-vicuna-tiny');
+    expectError(() => load(whole, languageModel), 'INVALID_ARGUMENT', 'has a language model of its own');
+    expectError(() => load(languageModel, languageModel), 'INVALID_ARGUMENT', 'has a language model of its own');
+  });
+
+  it('are refused where the second is no language model alone', () => {
+    const whole = fixturePath('instructblip-vicuna-tiny');
+    expectError(() => load(visual, whole), 'INVALID_ARGUMENT', 'holds a whole instructblip model');
+    expectError(() => load(visual, join(languageModel, 'absent')), 'IO', 'no such folder');
+  });
+
+  it('are refused where the projection does not fit', () => {
+    withConfig(languageModel, { hidden_size: 64 }, (other) => {
+      const { details } = expectError(() => load(visual, other), 'SHAPE', 'projects images to 128 channels');
+      expect(details).toEqual({ projected: 128, hiddenSize: 64 });
+    });
+  });
+
+  it('are refused for a retrieval model', async () => {
+    const options = { languageModel, device: 'cpu' } as const;
+    await expectRejection(loadModel(fixturePath('blip2-itm-tiny'), options), 'INVALID_ARGUMENT', 'no language model');
+  });
+
+  it('take the names of the two sides from config.json', () => {
+    withConfig(visual, { human_name: '<user>', assistant_name: '<me>', prompt_prefix: 'Hi. ' }, (dir) => {
+      expect(load(dir, languageModel).config.chatNames).toEqual({ human: '<user>', assistant: '<me>', prefix: 'Hi. ' });
+    });
+  });
+});
+
+/** Runs `fn` on a copy of `folder` whose config.json has other entries too. */
+function withConfig(folder: string, entries: object, fn: (dir: string) => void): void {
+  const dir = mkdtempSync(join(tmpdir(), 'qformer-ziya-'));
+  try {
+    cpSync(folder, dir, { recursive: true });
+    const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as object;
+    writeFileSync(join(dir, 'config.json'), JSON.stringify({ ...config, ...entries }));
+    fn(dir);
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
