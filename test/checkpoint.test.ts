@@ -160,12 +160,16 @@ describe('a wrong checkpoint folder', () => {
       /config.json: (not valid JSON|must hold)/,
     );
   });
-  test('with pickled weights only is UNSUPPORTED and says what is needed', () => {
+  test('with .bin shards but without their index says what it found', () => {
     const dir = folder({ 'config.json': LLAMA, 'pytorch_model-00001-of-00002.bin': 'x' });
-    expectError(() => openCheckpoint(dir), 'UNSUPPORTED', /safetensors are needed/);
+    expectError(() => openCheckpoint(dir), 'IO', 'found pytorch_model-00001-of-00002.bin without an index');
   });
   test('without weights says what it looked for and what it found', () => {
-    expectError(() => openCheckpoint(folder({ 'config.json': LLAMA })), 'IO', 'has neither model.safetensors nor');
+    expectError(
+      () => openCheckpoint(folder({ 'config.json': LLAMA })),
+      'IO',
+      'has none of model.safetensors, model.safetensors.index.json, pytorch_model.bin',
+    );
     const loose = folder({ 'config.json': LLAMA, 'model-00001-of-00002.safetensors': weights() });
     expectError(() => openCheckpoint(loose), 'IO', 'found model-00001-of-00002.safetensors without an index');
   });
@@ -257,7 +261,7 @@ test('opening a checkpoint changes nothing in its folder and holds no file open'
   const before = [readdirSync(dir), readdirSync('/proc/self/fd').length];
   for (let i = 0; i < 50; i++) openCheckpoint(dir);
   renameSync(join(dir, 'model.safetensors'), join(dir, 'moved'));
-  for (let i = 0; i < 50; i++) expectError(() => openCheckpoint(dir), 'IO', 'neither');
+  for (let i = 0; i < 50; i++) expectError(() => openCheckpoint(dir), 'IO', 'has none of');
   renameSync(join(dir, 'moved'), join(dir, 'model.safetensors'));
   expect([readdirSync(dir), readdirSync('/proc/self/fd').length]).toEqual(before);
 });

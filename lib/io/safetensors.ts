@@ -23,7 +23,8 @@ export interface TensorEntry {
 export const MAX_HEADER_BYTES = 100_000_000;
 
 const LENGTH_BYTES = 8;
-const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map<StoredDtype, number>([
+/** Bytes of one element. */
+export const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map<StoredDtype, number>([
   ['F64', 8],
   ['F32', 4],
   ['F16', 2],

@@ -1,6 +1,5 @@
-// Which files of a checkpoint folder hold its weights: one model.safetensors, or shards listed by
-// model.safetensors.index.json. Only headers are read. The index is untrusted: it may name plain files of this folder and
-// nothing else.
+// Which files of a checkpoint folder hold its weights: one file, or shards listed by an index; safetensors where there are any,
+// else PyTorch's .bin. Only headers are read. The index is untrusted: it may name plain files of this folder and nothing else.
 
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,17 +8,35 @@ import { QFormerError, describe } from '../errors.js';
 import { fileExists, ioError, readJsonObject, statOptional } from './files.js';
 import { JsonFields } from './json-fields.js';
 import { readSafetensorsHeader, type TensorEntry } from './safetensors.js';
+import { readTorchFile } from './torch-file.js';
 
-const SINGLE = 'model.safetensors';
-const INDEX = 'model.safetensors.index.json';
+/** A way in which weights are stored. */
+interface Format {
+  single: string;
+  index: string;
+  extension: string;
+  read: (file: string) => Map<string, TensorEntry>;
+}
+
+/** The first that a folder has is taken. */
+const FORMATS: readonly Format[] = [
+  {
+    single: 'model.safetensors',
+    index: 'model.safetensors.index.json',
+    extension: '.safetensors',
+    read: readSafetensorsHeader,
+  },
+  { single: 'pytorch_model.bin', index: 'pytorch_model.bin.index.json', extension: '.bin', read: readTorchFile },
+];
 const MAX_LISTED = 8;
 
 /** The tensors of the folder `dir` by name, with their places in its files. Throws IO, FORMAT and UNSUPPORTED. */
 export function readWeightFiles(dir: string): Map<string, TensorEntry> {
-  const single = join(dir, SINGLE);
-  if (fileExists(single)) return readSafetensorsHeader(single);
-  const index = join(dir, INDEX);
-  if (fileExists(index)) return readShards(dir, index);
+  for (const format of FORMATS) {
+    const single = join(dir, format.single);
+    if (fileExists(single)) return format.read(single);
+    if (fileExists(join(dir, format.index))) return readShards(dir, format);
+  }
   throw noWeights(dir);
 }
 
@@ -30,18 +47,15 @@ function noWeights(dir: string): QFormerError {
   } catch (error) {
     return ioError(dir, error);
   }
-  const pickled = names.filter((name) => /\.(bin|pt|pth)$/.test(name));
-  if (pickled.length > 0) {
-    const message = `${dir}: weights are stored only as ${pickled[0]}; safetensors are needed (${SINGLE} or shards)`;
-    return new QFormerError('UNSUPPORTED', message, { dir, files: pickled });
-  }
-  const loose = names.filter((name) => name.endsWith('.safetensors'));
+  const looked = FORMATS.flatMap(({ single, index }) => [single, index]).join(', ');
+  const loose = names.filter((name) => /\.(safetensors|bin|pt|pth)$/.test(name));
   const hint = loose.length > 0 ? `; found ${listed(loose)} without an index` : '';
-  return new QFormerError('IO', `${dir}: has neither ${SINGLE} nor ${INDEX}${hint}`, { dir, files: loose });
+  return new QFormerError('IO', `${dir}: has none of ${looked}${hint}`, { dir, files: loose });
 }
 
-function readShards(dir: string, index: string): Map<string, TensorEntry> {
-  const weightMap = readWeightMap(dir, index);
+function readShards(dir: string, format: Format): Map<string, TensorEntry> {
+  const index = join(dir, format.index);
+  const weightMap = readWeightMap(dir, index, format.extension);
   const names = [...new Set(weightMap.values())];
   const missing = names.filter((name) => statOptional(join(dir, name)) === undefined);
   if (missing.length > 0) {
@@ -49,20 +63,20 @@ function readShards(dir: string, index: string): Map<string, TensorEntry> {
     throw new QFormerError('IO', message, { dir, missing });
   }
   const tensors = new Map<string, TensorEntry>();
-  for (const name of names) addShard(tensors, readSafetensorsHeader(join(dir, name)));
+  for (const name of names) addShard(tensors, format.read(join(dir, name)));
   checkPlaces(weightMap, tensors, dir, index);
   return tensors;
 }
 
-function readWeightMap(dir: string, index: string): Map<string, string> {
+function readWeightMap(dir: string, index: string, extension: string): Map<string, string> {
   const fields = new JsonFields(index, readJsonObject(index));
   const raw = fields.optionalObject('weight_map') && (fields.raw('weight_map') as Record<string, unknown>);
   if (raw === undefined)
     throw new QFormerError('FORMAT', `${index}: weight_map is missing`, { file: index, key: 'weight_map' });
   const weightMap = new Map<string, string>();
   for (const [tensor, shard] of Object.entries(raw)) {
-    if (typeof shard !== 'string' || !isPlainName(shard)) {
-      const message = `${index}: weight_map['${tensor}'] must name a .safetensors file in ${dir}, got ${describe(shard)}`;
+    if (typeof shard !== 'string' || !isPlainName(shard, extension)) {
+      const message = `${index}: weight_map['${tensor}'] must name a ${extension} file in ${dir}, got ${describe(shard)}`;
       throw new QFormerError('FORMAT', message, { file: index, tensor });
     }
     weightMap.set(tensor, shard);
@@ -73,8 +87,8 @@ function readWeightMap(dir: string, index: string): Map<string, string> {
 }
 
 // No separators of any platform and no drive letters: a name that cannot leave the folder.
-function isPlainName(name: string): boolean {
-  return name.length <= 255 && name.endsWith('.safetensors') && !/[/\\:\0]/.test(name);
+function isPlainName(name: string, extension: string): boolean {
+  return name.length <= 255 && name.endsWith(extension) && !/[/\\:\0]/.test(name);
 }
 
 function addShard(tensors: Map<string, TensorEntry>, shard: Map<string, TensorEntry>): void {
