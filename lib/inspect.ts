@@ -30,7 +30,7 @@ const parts: readonly [name: string, pattern: RegExp][] = [
   ['Q-Former', /^(?:model\.)?(?:qformer\.|query_tokens$|embeddings\.)/],
   ['projection', /^(?:model\.)?(?:language|vision|text)_projection\./],
   ['matching head', /^itm_head\./],
-  ['language model', /^(?:(?:model\.)?language_model\.|lm_head\.|model\.(?:layers|embed_tokens|norm)\.)/],
+  ['language model', /^(?:(?:model\.)?language_model\.|lm_head\.|model\.(?:layers|embed_tokens|norm|decoder)\.)/],
 ];
 
 /** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file; errors of two folders as `loadModel`. */

@@ -7,7 +7,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 
 import { isQFormerError } from '../lib/errors.js';
-import { parseModelConfig } from '../lib/io/config.js';
+import { parseModelConfig, type LlamaConfig } from '../lib/io/config.js';
 import { JsonFields } from '../lib/io/json-fields.js';
 import { parseGenerationDefaults, parsePreprocessorConfig } from '../lib/io/side-config.js';
 import { expectError } from './support/expect-error.js';
@@ -18,6 +18,8 @@ type Json = Record<string, unknown>;
 const parse = (json: unknown) => parseModelConfig(json as Json, 'config.json');
 const vlm = (overrides: Json = {}) => ({ model_type: 'blip-2', text_config: { model_type: 'llama' }, ...overrides });
 const llama = (overrides: Json = {}) => ({ model_type: 'llama', ...overrides });
+const opt = (overrides: Json = {}) => ({ model_type: 'opt', ...overrides });
+const parseLlama = (overrides: Json) => parse(llama(overrides)).text as LlamaConfig;
 const stored = (name: string): Json =>
   JSON.parse(readFileSync(new URL(`./fixtures/${name}/config.json`, import.meta.url), 'utf8')) as Json;
 
@@ -47,11 +49,23 @@ describe('a stored config.json', () => {
     });
   });
 
+  test('of BLIP-2 over OPT takes what it leaves out from the defaults, and ends with a newline', () => {
+    const config = parse(stored('blip2-opt-tiny'));
+    expect(config).toMatchObject({ modelType: 'blip-2', numQueryTokens: 8, imageTokenId: 620 });
+    expect(config.text).toMatchObject({
+      modelType: 'opt',
+      hiddenSize: 120,
+      hiddenAct: 'relu',
+      tieWordEmbeddings: true,
+    });
+    expect(config.text).toMatchObject({ bosTokenId: 2, eosTokenIds: [202], padTokenId: 1 });
+  });
+
   test('of a bare LLaMA with grouped-query attention has no vision part', () => {
     const config = parse(stored('llama-gqa-tiny'));
     expect(config.vision).toBeUndefined();
     expect(config.text).toMatchObject({ numHeads: 8, numKvHeads: 2, headDim: 16, ropeTheta: 500000, rmsNormEps: 1e-5 });
-    expect(config.text.ropeScaling).toBeUndefined();
+    expect('ropeScaling' in config.text).toBe(false);
   });
 });
 
@@ -88,8 +102,28 @@ describe('a sparse config.json takes the defaults of transformers', () => {
     });
   });
 
+  test('for OPT, which is the language model of a file that names none', () => {
+    const defaults = {
+      modelType: 'opt',
+      hiddenSize: 768,
+      numLayers: 12,
+      numHeads: 12,
+      intermediateSize: 3072,
+      vocabSize: 50272,
+      configVocabSize: 50272,
+      maxPositionEmbeddings: 2048,
+      tieWordEmbeddings: true,
+      hiddenAct: 'relu',
+      bosTokenId: 2,
+      eosTokenIds: [2],
+      padTokenId: 1,
+    };
+    expect(parse(opt()).text).toEqual(defaults);
+    expect(parse({ model_type: 'blip-2' }).text).toEqual(defaults);
+  });
+
   test('and null counts as absent', () => {
-    expect(parse(llama({ num_key_value_heads: null, head_dim: null, rope_scaling: null })).text.numKvHeads).toBe(32);
+    expect(parseLlama({ num_key_value_heads: null, head_dim: null, rope_scaling: null }).numKvHeads).toBe(32);
   });
 });
 
@@ -156,11 +190,11 @@ describe('rotary parameters', () => {
   });
 
   test('of type default scale nothing', () => {
-    expect(parse(llama({ rope_parameters: { rope_type: 'default', rope_theta: 7 } })).text.ropeScaling).toBeUndefined();
+    expect(parseLlama({ rope_parameters: { rope_type: 'default', rope_theta: 7 } }).ropeScaling).toBeUndefined();
   });
 
   test('of type llama3 carry their four numbers', () => {
-    expect(parse(llama({ rope_scaling: { rope_type: 'llama3', ...llama3 } })).text.ropeScaling).toEqual({
+    expect(parseLlama({ rope_scaling: { rope_type: 'llama3', ...llama3 } }).ropeScaling).toEqual({
       type: 'llama3',
       factor: 8,
       lowFreqFactor: 1,
@@ -226,11 +260,14 @@ describe('a wrong config.json', () => {
   });
 
   test.each([
-    [{ model_type: 'llava' }, /model_type = 'llava'.*known: instructblip, blip-2, llama/],
+    [{ model_type: 'llava' }, /model_type = 'llava'.*known: instructblip, blip-2, llama, opt/],
     [{ model_type: '__proto__' }, /model_type = '__proto__'/],
-    [vlm({ text_config: { model_type: 'opt' } }), /text_config.model_type = 'opt'/],
+    [vlm({ text_config: { model_type: 'bloom' } }), /text_config.model_type = 'bloom'.*known: llama, opt/],
     [vlm({ text_config: { model_type: 't5' } }), /text_config.model_type = 't5'/],
-    [{ model_type: 'blip-2' }, /text_config.model_type = 'opt'/],
+    [opt({ do_layer_norm_before: false }), /do_layer_norm_before = false/],
+    [opt({ _remove_final_layer_norm: true }), /_remove_final_layer_norm = true/],
+    [opt({ enable_bias: false }), /enable_bias = false/],
+    [opt({ word_embed_proj_dim: 512 }), /word_embed_proj_dim = 512.*only hidden_size, 768/],
     [vlm({ architectures: ['Blip2ForImageTextRetrieval'] }), /Blip2ForImageTextRetrieval/],
     [vlm({ vision_config: { hidden_act: 'quick_gelu' } }), /vision_config.hidden_act = 'quick_gelu'/],
     [vlm({ vision_config: { num_channels: 1 } }), /num_channels = 1/],
@@ -282,7 +319,7 @@ describe('a wrong config.json', () => {
       fc.property(config, (json) => {
         try {
           const parsed = parse(json);
-          expect(parsed.text.headDim % 2).toBe(0);
+          if (parsed.text.modelType === 'llama') expect(parsed.text.headDim % 2).toBe(0);
           expect(parsed.text.numLayers).toBeLessThanOrEqual(1024);
         } catch (error) {
           if (!isQFormerError(error)) throw error;

@@ -53,6 +53,27 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
     );
   });
 
+  describe('blip2-opt-tiny', () => {
+    const goldens = new Goldens('blip2-opt-tiny', 'expected.safetensors');
+    let model: Blip2;
+    beforeAll(async () => {
+      model = await loadForTest<Blip2>(fixturePath('blip2-opt-tiny'), { device, dtype });
+    }, 120_000);
+    afterAll(() => model.dispose());
+    expectNoLeaks();
+
+    it('has the logits of the reference after a prompt with image rows, and continues it', () => {
+      const { languageModel } = model;
+      const [rows, hidden] = goldens.get('c2.inputs_embeds').shape.slice(1) as [number, number];
+      const embed = () => Tensor.fromArray(goldens.floats('c2.inputs_embeds'), [rows, hidden], { device }).cast(dtype);
+      const tokens = isEmulated(device) ? 3 : 24;
+      const { promptLogits, ids } = greedy(languageModel, embed, tokens);
+      const expected = goldens.floats('c2.first_step_logits');
+      expectClose(promptLogits.subarray(-expected.length), expected, LOGITS[dtype], 'logits');
+      if (dtype === 'f32') expect(ids).toEqual(goldens.ids('c2.greedy_ids').slice(0, tokens));
+    }, 120_000);
+  });
+
   describe('llama-gqa-tiny', () => {
     const goldens = new Goldens('llama-gqa-tiny', 'expected.safetensors');
     let model: VisionLanguageModel;

@@ -6,6 +6,7 @@ import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { Blip2 } from '../lib/models/blip2.js';
 import { Llama } from '../lib/models/llama.js';
 import type { VisionLanguageModel } from '../lib/models/model.js';
+import { Opt } from '../lib/models/opt.js';
 import { createModel, registerModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { expectNoLeaks, fixturePath } from './support/fixtures.js';
@@ -21,6 +22,11 @@ describe('the registry', () => {
     const model = create(openCheckpoint(fixturePath(fixture)));
     expect(model).toBeInstanceOf(Blip2);
     expect(model.languageModel).toBeInstanceOf(Llama);
+  });
+
+  it('makes the language model that the text section names', () => {
+    expect(create(openCheckpoint(fixturePath('blip2-opt-tiny'))).languageModel).toBeInstanceOf(Opt);
+    expect(create(openCheckpoint(fixturePath('generated/opt-tiny'))).languageModel).toBeInstanceOf(Opt);
   });
 
   it('makes a bare LLaMA without image functions', () => {

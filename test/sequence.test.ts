@@ -20,8 +20,9 @@ class PieceDetokenizer implements Detokenizer {
 function stream(
   pieces: readonly string[],
   stops: readonly string[],
+  trim = false,
 ): { emitted: string[]; text: string; stopped: boolean } {
-  const out = new TextStream(new PieceDetokenizer(pieces), stops);
+  const out = new TextStream(new PieceDetokenizer(pieces), stops, trim);
   const emitted: string[] = [];
   for (let i = 0; i < pieces.length && !out.stopped; i++) emitted.push(out.push(i));
   emitted.push(out.finish());
@@ -67,6 +68,20 @@ describe('stop strings', () => {
       }),
       { numRuns: 2000 },
     );
+  });
+});
+
+describe('a trimmed text', () => {
+  it('has no white space around it, streamed or whole', () => {
+    const { emitted, text } = stream([' ', ' a', ' ', '\n b ', ' ', '\n'], [], true);
+    expect(emitted).toEqual(['', 'a', '', ' \n b', '', '', '']);
+    expect(text).toBe('a \n b');
+    expect(stream([' ', '\n'], [], true).text).toBe('');
+  });
+
+  it('still ends at a stop that is white space itself', () => {
+    expect(stream(['\n', 'a'], ['\n'], true)).toMatchObject({ text: '', stopped: true });
+    expect(stream([' a ', '\n', 'b'], ['\n'], true)).toMatchObject({ text: 'a', stopped: true });
   });
 });
 

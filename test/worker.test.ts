@@ -22,7 +22,9 @@ interface FixtureCase {
 }
 
 const casesOf = (name: string): FixtureCase[] =>
-  readFixture<{ cases: FixtureCase[] }>(name).json.cases.filter(({ prefix, prompt }) => /\d\.$/.test(prefix) && prompt);
+  readFixture<{ cases: FixtureCase[] }>(name).json.cases.filter(
+    ({ prefix, prompt }) => /^(?!opt_)\w+\d\.$/.test(prefix) && prompt,
+  );
 
 let worker: ReturnType<typeof bundle>;
 beforeAll(() => {
@@ -30,8 +32,8 @@ beforeAll(() => {
 });
 afterAll(() => worker.remove());
 
-async function image(name: string): Promise<RequestImage> {
-  const { data, width, height } = await readImage(`${VICUNA}/${name}`);
+async function image(name: string, dir = VICUNA): Promise<RequestImage> {
+  const { data, width, height } = await readImage(`${dir}/${name}`);
   return { data, width, height };
 }
 
@@ -43,13 +45,14 @@ describe('answers of the reference', () => {
   it.each([
     ['llama-gqa-tiny', LLAMA],
     ['instructblip-vicuna-tiny', VICUNA],
+    ['blip2-opt-tiny', fixturePath('blip2-opt-tiny')],
   ])('%s gives its texts, all requests at once, streamed and whole', async (name, dir) => {
     const client = await startClient(worker.url, dir);
     const cases = casesOf(name);
     expect(cases.length).toBeGreaterThanOrEqual(3);
     const answers = await Promise.all(
       cases.map(async ({ image: file, prompt, greedy_ids }) => {
-        const images = file === undefined ? [] : [await image(file)];
+        const images = file === undefined ? [] : [await image(file, dir)];
         return ask(client, { prompt: prompt!, images, params: { maxNewTokens: greedy_ids[0]!.length } });
       }),
     );

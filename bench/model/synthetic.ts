@@ -117,6 +117,7 @@ class Declarations implements ParameterSource {
 
 function declaredTensors(config: ModelConfig): Map<string, number[]> {
   const source = new Declarations();
+  if (config.text.modelType !== 'llama') throw new Error(`no synthetic ${config.text.modelType}`);
   new Blip2(source, config, new Llama(source, 'language_model.', config.text), () => {});
   return source.shapes;
 }

@@ -45,6 +45,8 @@ export class PromptBuilder {
       params,
       eosTokenIds: generation.eosTokenIds,
       badWordIds: params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
+      // BLIP-2 over OPT was trained on captions between a space and a newline; the reference strips them.
+      trimText: config.vision !== undefined && config.text.modelType === 'opt',
       detokenizer: new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
       arrival,
     });

@@ -30,6 +30,8 @@ export interface SequenceInit {
   eosTokenIds: readonly number[];
   badWordIds?: readonly (readonly number[])[];
   detokenizer: Detokenizer;
+  /** The text has no white space around it. Default false. */
+  trimText?: boolean;
   /** Clock reading at arrival, ms. */
   arrival: number;
 }
@@ -82,7 +84,7 @@ export class Sequence {
     );
     this.#arrival = init.arrival;
     this.#eos = new Set(init.params.ignoreEos ? [] : init.eosTokenIds);
-    this.#text = new TextStream(init.detokenizer, init.params.stop);
+    this.#text = new TextStream(init.detokenizer, init.params.stop, init.trimText);
   }
 
   /** Generated tokens so far; also the sampling step of the next one. */

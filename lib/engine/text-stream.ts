@@ -1,5 +1,6 @@
 // Turns generated ids into text that may be shown: incremental detokenisation, then stop strings. Text that could still
-// become a stop string is held back, so that no part of one is ever emitted, wherever the token borders lie.
+// become a stop string is held back, so that no part of one is ever emitted, wherever the token borders lie; so is white
+// space that could be the answer's last, where the answer is trimmed.
 
 /** Ids to text, a piece at a time; `push` answers '' while a character is unfinished. */
 export interface Detokenizer {
@@ -18,6 +19,8 @@ export class TextStream {
   constructor(
     private readonly detokenizer: Detokenizer,
     private readonly stops: readonly string[],
+    /** Leave out white space before and after the answer. */
+    private readonly trim = false,
   ) {}
 
   /** Takes one id, answers the text that became final. `mayStop` false: stop strings count as text. */
@@ -41,8 +44,10 @@ export class TextStream {
     } else if (mayStop && !last) {
       end -= heldLength(pending, this.stops);
     }
+    if (this.trim) end = pending.slice(0, end).trimEnd().length;
     this.#held = this.stopped ? '' : pending.slice(end);
-    const visible = pending.slice(0, end);
+    const taken = pending.slice(0, end);
+    const visible = this.trim && this.text === '' ? taken.trimStart() : taken;
     this.text += visible;
     return visible;
   }

@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 
 import { QFormerError, describe } from '../errors.js';
-import { needsLanguageModel, readModelConfig, type ModelConfig } from './config.js';
+import { needsLanguageModel, readModelConfig, type ModelConfig, type TextConfig } from './config.js';
 import { fileExists, readJsonObject, statOptional } from './files.js';
 import { JsonFields } from './json-fields.js';
 import type { TensorEntry } from './safetensors.js';
@@ -44,6 +44,12 @@ const LANGUAGE_PREFIX = 'language_model.';
 
 /** What the image processor's settings are checked against. */
 type VisionPart = Pick<ModelConfig, 'vision' | 'numQueryTokens'>;
+
+/** Where each language model keeps the embeddings of its tokens. */
+const TOKEN_TABLES: Record<TextConfig['modelType'], string> = {
+  llama: 'model.embed_tokens.weight',
+  opt: 'model.decoder.embed_tokens.weight',
+};
 
 /** Options of `openCheckpoint`. */
 export interface OpenOptions {
@@ -177,7 +183,7 @@ function joinFiles(own: CheckpointFiles, language: Checkpoint): CheckpointFiles 
 // Published embeddings were padded to a multiple of 64 rows without a note in config.json: the tensors are right.
 function withTableSizes(config: ModelConfig, tensors: Map<string, TensorEntry>): ModelConfig {
   const prefix = config.vision === undefined ? '' : LANGUAGE_PREFIX;
-  const vocabSize = rows(tensors, `${prefix}model.embed_tokens.weight`) ?? config.text.vocabSize;
+  const vocabSize = rows(tensors, `${prefix}${TOKEN_TABLES[config.text.modelType]}`) ?? config.text.vocabSize;
   const result: ModelConfig = { ...config, text: { ...config.text, vocabSize } };
   if (config.qformer !== undefined) {
     const words = rows(tensors, 'qformer.embeddings.word_embeddings.weight') ?? config.qformer.vocabSize;

@@ -11,9 +11,11 @@ import { readJsonObject, type JsonObject } from './files.js';
 import { JsonFields } from './json-fields.js';
 import { parseLlamaConfig, type LlamaConfig } from './llama-config.js';
 import { BOUNDS, parseActivation, requireMultiple, type Activation } from './model-fields.js';
+import { parseOptConfig, type OptConfig } from './opt-config.js';
 
 export type { LlamaConfig, RopeScaling } from './llama-config.js';
 export type { Activation } from './model-fields.js';
+export type { OptConfig } from './opt-config.js';
 export type { GenerationDefaults, PreprocessorConfig } from './side-config.js';
 
 /** EVA ViT: sizes in channels and pixels. */
@@ -45,12 +47,15 @@ export interface QFormerConfig {
   useTextInput: boolean;
 }
 
+/** The language model of a checkpoint. */
+export type TextConfig = LlamaConfig | OptConfig;
+
 /** A whole model; `vision` and `qformer` are absent for a text-only one. */
 export interface ModelConfig {
-  modelType: 'instructblip' | 'blip-2' | 'llama';
+  modelType: 'instructblip' | 'blip-2' | TextConfig['modelType'];
   vision?: VisionConfig;
   qformer?: QFormerConfig;
-  text: LlamaConfig;
+  text: TextConfig;
   numQueryTokens: number;
   /** Absent in the legacy layout, where image features are put in front of the text. */
   imageTokenId?: number;
@@ -69,12 +74,12 @@ export interface ChatNames {
  * The configuration in `file`; `text` is that of a language model kept in a folder of its own, and stands for what the file
  * says about one. Throws IO, FORMAT (naming the key path and the value) and UNSUPPORTED.
  */
-export function readModelConfig(file: string, text?: LlamaConfig): ModelConfig {
+export function readModelConfig(file: string, text?: TextConfig): ModelConfig {
   return parseModelConfig(readJsonObject(file), file, text);
 }
 
 /** The configuration held by a parsed config.json; `file` is used in messages. Throws FORMAT and UNSUPPORTED. */
-export function parseModelConfig(json: JsonObject, file: string, text?: LlamaConfig): ModelConfig {
+export function parseModelConfig(json: JsonObject, file: string, text?: TextConfig): ModelConfig {
   const fields = new JsonFields(file, json);
   const modelType = fields.optionalString('model_type');
   if (fields.raw('quantization_config') !== undefined) {
@@ -89,18 +94,23 @@ export function parseModelConfig(json: JsonObject, file: string, text?: LlamaCon
     case 'blip-2':
       return parseComposite(fields, modelType, text);
     case 'llama':
-      return { modelType, text: parseLlamaConfig(fields), numQueryTokens: 0 };
+    case 'opt':
+      return { modelType, text: textParsers[modelType](fields), numQueryTokens: 0 };
     case undefined:
       throw new QFormerError('FORMAT', `${file}: model_type is missing`, { file, key: 'model_type' });
     default:
-      throw fields.unsupported('model_type', modelType, 'known: instructblip, blip-2, llama');
+      throw fields.unsupported(
+        'model_type',
+        modelType,
+        `known: instructblip, blip-2, ${Object.keys(textParsers).join(', ')}`,
+      );
   }
 }
 
 function parseComposite(
   fields: JsonFields,
   modelType: 'instructblip' | 'blip-2',
-  separateText: LlamaConfig | undefined,
+  separateText: TextConfig | undefined,
 ): ModelConfig {
   const architectures = readArchitectures(fields);
   refuseRetrieval(fields, architectures);
@@ -200,20 +210,34 @@ export function parseQFormer(fields: JsonFields, visionHiddenSize: number, instr
   return config;
 }
 
-function parseText(fields: JsonFields, modelType: string): LlamaConfig {
+const textParsers: Record<TextConfig['modelType'], (fields: JsonFields) => TextConfig> = {
+  llama: parseLlamaConfig,
+  opt: parseOptConfig,
+};
+
+function parseText(fields: JsonFields, modelType: string): TextConfig {
   const text = section(fields, 'text_config');
   // without a type transformers assumes OPT
   const textType = text.optionalString('model_type') ?? 'opt';
-  if (textType !== 'llama') {
-    throw text.unsupported('model_type', textType, `the language model of this ${modelType} checkpoint; known: llama`);
+  if (!isTextType(textType)) {
+    const known = Object.keys(textParsers).join(', ');
+    throw text.unsupported(
+      'model_type',
+      textType,
+      `the language model of this ${modelType} checkpoint; known: ${known}`,
+    );
   }
-  const config = parseLlamaConfig(text);
-  return modelType === 'instructblip' ? withVicunaStops(config) : config;
+  const config = textParsers[textType](text);
+  return modelType === 'instructblip' && textType === 'llama' ? withVicunaStops(config) : config;
+}
+
+function isTextType(name: string): name is TextConfig['modelType'] {
+  return Object.hasOwn(textParsers, name);
 }
 
 // InstructBLIP-Vicuna's config names bos 0 and eos 1, but the model was trained with `</s>` = 2 as terminator, and finished
 // rows were filled with 0: all three end a text.
-function withVicunaStops(config: LlamaConfig): LlamaConfig {
+function withVicunaStops(config: TextConfig): TextConfig {
   const published = config.bosTokenId === 0 && config.eosTokenIds.length === 1 && config.eosTokenIds[0] === 1;
   return published ? { ...config, eosTokenIds: [2, 1, 0] } : config;
 }

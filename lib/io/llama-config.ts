@@ -5,10 +5,10 @@ import type { JsonFields } from './json-fields.js';
 import {
   BOUNDS,
   parseActivation,
-  parseTokenId,
-  parseTokenIds,
+  parseSpecialIds,
   requireMultiple,
   type Activation,
+  type SpecialIds,
 } from './model-fields.js';
 
 /** How rotary frequencies are stretched beyond the trained context; positions in tokens. */
@@ -23,7 +23,7 @@ export type RopeScaling =
     };
 
 /** A LLaMA decoder. `vocabSize` is the number of embedding rows once the tensors are known, `configVocabSize` what the file says. */
-export interface LlamaConfig {
+export interface LlamaConfig extends SpecialIds {
   modelType: 'llama';
   hiddenSize: number;
   numLayers: number;
@@ -39,9 +39,6 @@ export interface LlamaConfig {
   ropeScaling?: RopeScaling;
   tieWordEmbeddings: boolean;
   hiddenAct: Activation;
-  bosTokenId?: number;
-  eosTokenIds: number[];
-  padTokenId?: number;
 }
 
 const THETA = { min: 1, max: 1e12 };
@@ -72,7 +69,7 @@ export function parseLlamaConfig(fields: JsonFields): LlamaConfig {
     ...parseRope(fields, maxPositionEmbeddings),
     tieWordEmbeddings: fields.optionalBoolean('tie_word_embeddings') ?? false,
     hiddenAct: parseActivation(fields, 'hidden_act', 'silu'),
-    ...parseSpecialIds(fields),
+    ...parseSpecialIds(fields, { bosTokenId: 1, eosTokenIds: [2] }),
   };
 }
 
@@ -82,17 +79,6 @@ function parseHeadDim(fields: JsonFields, hiddenSize: number, numHeads: number):
   const result = headDim ?? hiddenSize / numHeads;
   if (result % 2 !== 0) throw fields.fault('head_dim', 'must be even (rotary embedding pairs its elements)', result);
   return result;
-}
-
-// In a sparse file an absent id has LlamaConfig's default, while null means that there is none.
-function parseSpecialIds(fields: JsonFields): Pick<LlamaConfig, 'bosTokenId' | 'eosTokenIds' | 'padTokenId'> {
-  const bosTokenId = fields.has('bos_token_id') ? parseTokenId(fields, 'bos_token_id') : 1;
-  const padTokenId = parseTokenId(fields, 'pad_token_id');
-  return {
-    eosTokenIds: fields.has('eos_token_id') ? parseTokenIds(fields, 'eos_token_id') : [2],
-    ...(bosTokenId === undefined ? {} : { bosTokenId }),
-    ...(padTokenId === undefined ? {} : { padTokenId }),
-  };
 }
 
 function parseRope(fields: JsonFields, maxPositions: number): Pick<LlamaConfig, 'ropeTheta' | 'ropeScaling'> {

@@ -57,6 +57,25 @@ export function parseTokenIds(fields: JsonFields, key: string): number[] {
   return [...new Set(ids)].filter((id) => id >= 0);
 }
 
+/** Ids with a meaning of their own. */
+export interface SpecialIds {
+  bosTokenId?: number;
+  eosTokenIds: number[];
+  padTokenId?: number;
+}
+
+/** The special ids of a language model: an absent one has its default in a sparse file, while null means that there is none. Throws FORMAT. */
+export function parseSpecialIds(fields: JsonFields, defaults: SpecialIds): SpecialIds {
+  const one = (key: string, fallback: number | undefined) => (fields.has(key) ? parseTokenId(fields, key) : fallback);
+  const bosTokenId = one('bos_token_id', defaults.bosTokenId);
+  const padTokenId = one('pad_token_id', defaults.padTokenId);
+  return {
+    ...(bosTokenId === undefined ? {} : { bosTokenId }),
+    eosTokenIds: fields.has('eos_token_id') ? parseTokenIds(fields, 'eos_token_id') : [...defaults.eosTokenIds],
+    ...(padTokenId === undefined ? {} : { padTokenId }),
+  };
+}
+
 function isTokenId(value: unknown): value is number {
   const { min, max } = BOUNDS.tokenId;
   return Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max;

@@ -4,10 +4,10 @@
 
 import { QFormerError } from '../errors.js';
 import type { JsonFields } from './json-fields.js';
-import { BOUNDS, parseTokenId, parseTokenIds } from './model-fields.js';
+import { BOUNDS, parseTokenId, parseTokenIds, type SpecialIds } from './model-fields.js';
 
 /** Decoding defaults a checkpoint recommends; absent entries are the engine's to choose. */
-export interface GenerationDefaults {
+export interface GenerationDefaults extends SpecialIds {
   /** Counts new tokens only. */
   maxNewTokens?: number;
   minNewTokens?: number;
@@ -20,9 +20,6 @@ export interface GenerationDefaults {
   minP?: number;
   repetitionPenalty?: number;
   noRepeatNgramSize?: number;
-  eosTokenIds: number[];
-  padTokenId?: number;
-  bosTokenId?: number;
 }
 
 /** How pixels become model input: resize to `imageSize`², then `(u8 * rescaleFactor - mean) / std` per channel. */
@@ -32,9 +29,6 @@ export interface PreprocessorConfig {
   mean: [number, number, number];
   std: [number, number, number];
 }
-
-/** The numbers that stand in for absent ids of generation_config.json. */
-export type SpecialIds = Pick<GenerationDefaults, 'eosTokenIds' | 'bosTokenId' | 'padTokenId'>;
 
 const CLIP_MEAN: [number, number, number] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [number, number, number] = [0.26862954, 0.26130258, 0.27577711];

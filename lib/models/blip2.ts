@@ -30,7 +30,7 @@ export class Blip2 implements VisionLanguageModel {
     release: () => void,
   ) {
     const { vision, qformer, numQueryTokens, modelType } = config;
-    if (vision === undefined || qformer === undefined || modelType === 'llama') {
+    if (vision === undefined || qformer === undefined || (modelType !== 'blip-2' && modelType !== 'instructblip')) {
       throw new QFormerError('INTERNAL', `${modelType} is no vision-language configuration`);
     }
     this.#release = release;

@@ -3,7 +3,7 @@
 // The rotary pairs are (j, j + head_dim/2), the order of converted checkpoints.
 
 import type { LlamaConfig } from '../io/config.js';
-import { Embedding } from '../nn/embedding.js';
+import { Embedding, outputHead } from '../nn/embedding.js';
 import { Linear } from '../nn/linear.js';
 import { RmsNorm } from '../nn/norm.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
@@ -36,7 +36,7 @@ export class Llama implements LanguageModel {
     );
     this.norm = new RmsNorm(source, `${prefix}model.norm`, hiddenSize, rmsNormEps);
     this.#math = source.math;
-    this.lmHead = this.#declareHead(source, `${prefix}lm_head.weight`);
+    this.lmHead = outputHead(source, `${prefix}lm_head.weight`, this.embedTokens, config.tieWordEmbeddings);
   }
 
   get numLayers(): number {
@@ -76,13 +76,6 @@ export class Llama implements LanguageModel {
 
   logits(hidden: Tensor): Tensor {
     return ops.linear(hidden, this.lmHead.tensor, { math: this.#math, dtype: 'f32' });
-  }
-
-  // A tied head is the embedding table; a copy of it in the file is read by nobody.
-  #declareHead(source: ParameterSource, name: string): Parameter {
-    if (!this.config.tieWordEmbeddings) return source.matrix(name, [this.vocabSize, this.hiddenSize]);
-    source.ignore(name);
-    return this.embedTokens.weight;
   }
 }
 

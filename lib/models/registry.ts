@@ -1,22 +1,26 @@
 // Which class runs which `model_type`. A new architecture is one file and one line here.
 
 import type { Checkpoint } from '../io/checkpoint.js';
-import type { LlamaConfig } from '../io/config.js';
+import type { TextConfig } from '../io/config.js';
 import { QFormerError } from '../errors.js';
 import type { ParameterSource } from '../nn/parameter.js';
 import { Blip2 } from './blip2.js';
 import { Llama } from './llama.js';
 import type { LanguageModel, VisionLanguageModel } from './model.js';
+import { Opt } from './opt.js';
 import type { Weights } from './weights.js';
 
 /** Builds a model: declares its parameters on `weights`, which the model owns from then on. */
 export type ModelFactory = (checkpoint: Checkpoint, weights: Weights) => VisionLanguageModel;
 
-type LanguageModelFactory = (source: ParameterSource, prefix: string, config: LlamaConfig) => LanguageModel;
-
-const languageModels: Record<LlamaConfig['modelType'], LanguageModelFactory> = {
-  llama: (source, prefix, config) => new Llama(source, prefix, config),
-};
+function createLanguageModel(source: ParameterSource, prefix: string, config: TextConfig): LanguageModel {
+  switch (config.modelType) {
+    case 'llama':
+      return new Llama(source, prefix, config);
+    case 'opt':
+      return new Opt(source, prefix, config);
+  }
+}
 
 const models = new Map<string, ModelFactory>();
 
@@ -42,13 +46,15 @@ export function createModel(checkpoint: Checkpoint, weights: Weights): VisionLan
 
 registerModel('blip-2', composed);
 registerModel('instructblip', composed);
-registerModel('llama', ({ config }, weights) => ({
-  config,
-  languageModel: languageModels[config.text.modelType](weights, '', config.text),
-  dispose: () => weights.dispose(),
-}));
+registerModel('llama', textOnly);
+registerModel('opt', textOnly);
 
 function composed({ config }: Checkpoint, weights: Weights): VisionLanguageModel {
-  const languageModel = languageModels[config.text.modelType](weights, 'language_model.', config.text);
+  const languageModel = createLanguageModel(weights, 'language_model.', config.text);
   return new Blip2(weights, config, languageModel, () => weights.dispose());
+}
+
+function textOnly({ config }: Checkpoint, weights: Weights): VisionLanguageModel {
+  const languageModel = createLanguageModel(weights, '', config.text);
+  return { config, languageModel, dispose: () => weights.dispose() };
 }

@@ -24,3 +24,10 @@ export class Embedding {
     return ops.embedding(ids, this.weight.tensor, this.#activations);
   }
 }
+
+/** The matrix [rows, dim] of a language model's logits. A tied head is the table itself; a copy of it in the file is read by nobody. */
+export function outputHead(source: ParameterSource, name: string, table: Embedding, tied: boolean): Parameter {
+  if (!tied) return source.matrix(name, table.weight.shape);
+  source.ignore(name);
+  return table.weight;
+}
