@@ -27,7 +27,7 @@ export interface CheckpointFiles {
   tensors: Map<string, TensorEntry>;
   files: string[];
   bytes: number;
-  /** Folder with the tokenizer.json of the language model, or where there is none of the Q-Former. */
+  /** Folder with the tokenizer of the language model, or where there is none of the Q-Former. */
   tokenizerDir: string;
 }
 

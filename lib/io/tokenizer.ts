@@ -1,15 +1,17 @@
-// tokenizer.json → ids and back. Encoding is the work of @huggingface/tokenizers, with one correction (CJK of the supplementary
-// planes, which its BERT normaliser does not split); decoding is our own chain of stages (token-decoder.ts), because the library
+// tokenizer.json → ids and back. Encoding is the work of @huggingface/tokenizers, with two corrections (CJK of the supplementary
+// planes, which its BERT normaliser does not split; SentencePiece's normalisation table, which it approximates); decoding is our own chain of stages (token-decoder.ts), because the library
 // differs from the reference for invalid byte runs and for byte order marks, and cannot decode incrementally.
 
-import { join } from 'node:path';
+import { Buffer } from 'node:buffer';
 
 import { Tokenizer } from '@huggingface/tokenizers';
 
-import { QFormerError, describe } from '../errors.js';
-import { fileExists, readJsonObject, type JsonObject } from './files.js';
+import { QFormerError, describe, isQFormerError } from '../errors.js';
+import { compileCharsmap } from './charsmap.js';
+import { isJsonObject, type JsonObject } from './files.js';
 import { JsonFields } from './json-fields.js';
 import { compileDecoder, type TokenDecoder } from './token-decoder.js';
+import { readTokenizerFiles } from './tokenizer-files.js';
 
 /** `addSpecialTokens` (default true) adds bos, [CLS] and so on as the file says; `maxTokens` refuses longer texts. */
 export interface EncodeOptions {
@@ -57,13 +59,9 @@ export class TextTokenizer {
     this.unitsPerToken = this.longestToken(fields);
   }
 
-  /** Reads tokenizer.json (and tokenizer_config.json, if any) of the folder `dir`. Throws IO, FORMAT, UNSUPPORTED. */
+  /** Reads the tokenizer of the folder `dir`, in whatever files it comes. Throws IO, FORMAT, UNSUPPORTED. */
   static load(dir: string): TextTokenizer {
-    const file = join(dir, 'tokenizer.json');
-    if (!fileExists(file)) throw missing(dir, file);
-    const configFile = join(dir, 'tokenizer_config.json');
-    const config = fileExists(configFile) ? readJsonObject(configFile) : {};
-    const json = readJsonObject(file);
+    const { json, config, file } = readTokenizerFiles(dir);
     const fields = new JsonFields(file, json);
     // ids are checked first: the library would fail on them with errors that name no key
     const vocabSize = countIds(fields);
@@ -158,9 +156,11 @@ export class TextTokenizer {
 function construct(json: JsonObject, config: JsonObject, file: string): Tokenizer {
   try {
     const tokenizer = new Tokenizer(json, config);
+    useCharsmap(json['normalizer'], tokenizer.normalizer, file);
     tokenizer.encode('a');
     return tokenizer;
   } catch (error) {
+    if (isQFormerError(error)) throw error;
     throw new QFormerError(
       'FORMAT',
       `${file}: not a usable tokenizer (${(error as Error).message})`,
@@ -194,13 +194,17 @@ function countIds(fields: JsonFields): number {
   return count;
 }
 
-function missing(dir: string, file: string): QFormerError {
-  const others = ['tokenizer.model', 'vocab.txt', 'vocab.json', 'spiece.model'].filter((name) =>
-    fileExists(join(dir, name)),
-  );
-  if (others.length === 0) return new QFormerError('IO', `${file}: no such file`, { file });
-  const message = `${dir}: has ${others.join(' and ')} but no tokenizer.json, which is the only form that is read`;
-  return new QFormerError('UNSUPPORTED', message, { file, found: others });
+/** Lets SentencePiece's normalisers use their tables, which the library replaces by NFKC. */
+function useCharsmap(config: unknown, normalizer: unknown, file: string): void {
+  if (!isJsonObject(config)) return;
+  if (config['type'] === 'Sequence' && Array.isArray(config['normalizers'])) {
+    const { normalizers } = normalizer as { normalizers: unknown[] };
+    config['normalizers'].forEach((each, i) => useCharsmap(each, normalizers[i], file));
+  }
+  const charsmap = config['precompiled_charsmap'];
+  if (config['type'] !== 'Precompiled' || typeof charsmap !== 'string') return;
+  const normalize = compileCharsmap(Buffer.from(charsmap, 'base64'), file);
+  Object.assign(normalizer as object, { normalize });
 }
 
 function tooLong(finding: string, maxTokens: number): QFormerError {
