@@ -7,6 +7,7 @@ export default defineConfig({
     soak: 'bench/soak/main.ts',
     retrieval: 'bench/retrieval/main.ts',
     eval: 'bench/eval/main.ts',
+    quantized: 'bench/eval/quantized.ts',
   },
   format: ['esm'],
   target: 'node20',

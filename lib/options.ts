@@ -16,6 +16,8 @@ export interface LoadOptions {
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
   /** Type of the weights in memory; `auto` keeps the checkpoint's and uses the file in place. Default `auto`. */
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
+  /** Quantise linear layers while loading: those of the language model to 8 or 4 bits, of the vision tower to 8. Default: not. */
+  quantize?: 'int8' | 'int4';
   /** CPU threads; the pool is one per process. Default: one per processor. */
   threads?: number;
   /** Tokens that fit into the key/value cache, for all requests together. Default: from context, batch and free memory. */
@@ -129,6 +131,7 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
     /^(?:auto|cpu|cuda|cuda:\d{1,3}|emulated)$/.test(String(value)),
   ),
   dtype: rule('one of auto, f32, f16, bf16', (value) => /^(?:auto|f32|f16|bf16)$/.test(String(value))),
+  quantize: rule('int8 or int4', (value) => value === 'int8' || value === 'int4'),
   threads: count(1024),
   kvCacheTokens: count(2 ** 31 - 1),
   maxBatchSize: count(4096),

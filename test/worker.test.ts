@@ -6,6 +6,7 @@ import { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { EngineClient } from '../lib/engine/client.js';
 import type { EngineRequest, FromWorker, RequestImage, ToWorker, WorkerInit } from '../lib/engine/protocol.js';
+import { inspect } from '../lib/inspect.js';
 import { fixturePath, readImage } from './support/engine-models.js';
 import { ask, bundle, startClient, type Streamed } from './support/engine-worker.js';
 import { readFixture } from './support/safetensors-fixture.js';
@@ -307,8 +308,9 @@ describe('loading', () => {
     const client = await startClient(worker.url, LLAMA, {
       onProgress: ({ phase, loaded, total }) => seen.push([phase, loaded, total]),
     });
-    expect(seen[0]).toEqual(['open', 0, client.info.weightBytes]);
-    expect(seen.at(-1)).toEqual(['ready', client.info.weightBytes, client.info.weightBytes]);
+    const { bytes } = inspect(LLAMA);
+    expect(seen[0]).toEqual(['open', 0, bytes]);
+    expect(seen.at(-1)).toEqual(['ready', bytes, bytes]);
     const loaded = seen.map(([, bytes]) => bytes);
     expect([...loaded].sort((a, b) => a - b)).toEqual(loaded);
     await closed(client);

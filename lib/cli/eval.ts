@@ -47,7 +47,8 @@ function evaluateAnswers(
   const { dir } = model.info;
   const { signal: _, ...options } = { ...generateOptions(flags, signal), lang: flags.lang };
   const digest = modelDigest(dir, openCheckpoint(dir, flags).tensors);
-  const results = ResultsFile.open(output, { format: 'qformer-eval', version: 1, model: digest, options });
+  const made = { ...options, quantize: flags.quantize };
+  const results = ResultsFile.open(output, { format: 'qformer-eval', version: 1, model: digest, options: made });
   return evaluate(model, items, results, { ...options, signal }, events);
 }
 

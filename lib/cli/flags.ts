@@ -8,6 +8,7 @@ export interface CommonFlags {
   languageModel?: string;
   device?: string;
   dtype?: string;
+  quantize?: string;
   threads?: number;
   maxNewTokens?: number;
   temperature?: number;
@@ -28,8 +29,8 @@ export interface CommonFlags {
 
 /** The flags that are load options; their values are checked by `loadModel`. */
 export function loadOptions(flags: CommonFlags): LoadOptions {
-  const { languageModel, device, dtype, threads } = flags;
-  return { languageModel, device, dtype, threads } as LoadOptions;
+  const { languageModel, device, dtype, quantize, threads } = flags;
+  return { languageModel, device, dtype, quantize, threads } as LoadOptions;
 }
 
 /** The flags that are options of a request; their values are checked by the request. */

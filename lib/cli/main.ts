@@ -31,6 +31,7 @@ const deviceFlags = (command: Command): Command =>
   command
     .option('--device <device>', 'cpu, cuda, cuda:N or auto', 'auto')
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
+    .option('--quantize <type>', 'store linear layers as int8 or int4')
     .option('--threads <n>', 'CPU threads', number);
 
 const generateFlags = (command: Command): Command =>

@@ -7,7 +7,14 @@ import { RetrievalModel } from '../models/retrieval.js';
 import { Weights } from '../models/weights.js';
 import { liveTensors, setThreads } from '../tensor/index.js';
 import { ImageFeatures } from './image-features.js';
-import { checkLimits, chooseDevice, describeDevice, type LoadCallbacks, type LoadedEngine } from './load.js';
+import {
+  checkLimits,
+  chooseDevice,
+  describeDevice,
+  weightsOptions,
+  type LoadCallbacks,
+  type LoadedEngine,
+} from './load.js';
 import type { EngineOptions } from './protocol.js';
 import { TaskQueue } from './task-queue.js';
 import { TensorCache } from './tensor-cache.js';
@@ -26,7 +33,7 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
   const { config, preprocessor, bytes } = checkpoint;
   onProgress?.({ phase: 'open', loaded: 0, total: bytes });
   const tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);
-  const weights = new Weights(checkpoint, { device: device.name, dtype: options.dtype ?? 'auto' });
+  const weights = new Weights(checkpoint, weightsOptions(options, device));
   const model = new RetrievalModel(weights, config, () => weights.dispose());
   await weights.load({
     ...(signal && { signal }),
@@ -53,7 +60,7 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
     features,
     tasks: new TaskQueue({ features, retrieval: { model, tokenize } }),
     info: {
-      ...describeDevice(options, checkpoint, weights.activations, device),
+      ...describeDevice(options, checkpoint, weights, device),
       purpose: 'retrieval',
       config,
       generation: { eosTokenIds: [] },

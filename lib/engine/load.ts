@@ -7,8 +7,7 @@ import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/che
 import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
-import { Weights } from '../models/weights.js';
-import type { Activations } from '../nn/parameter.js';
+import { Weights, type WeightsOptions } from '../models/weights.js';
 import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
 import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
@@ -54,7 +53,7 @@ export async function loadEngine(
   const checkpoint = openCheckpoint(options.dir, options);
   onProgress?.({ phase: 'open', loaded: 0, total: checkpoint.bytes });
   const prompts = new PromptBuilder(checkpoint);
-  const weights = new Weights(checkpoint, { device: device.name, dtype: options.dtype ?? 'auto' });
+  const weights = new Weights(checkpoint, weightsOptions(options, device));
   const model = createModel(checkpoint, weights);
   await weights.load({
     ...(signal && { signal }),
@@ -62,7 +61,7 @@ export async function loadEngine(
   });
   const disposers = [() => model.dispose()];
   try {
-    const loaded = assemble(options, limits, checkpoint, model, weights.activations, device, disposers);
+    const loaded = assemble(options, limits, checkpoint, model, weights, device, disposers);
     onProgress?.({ phase: 'ready', loaded: checkpoint.bytes, total: checkpoint.bytes });
     return { ...loaded, prompts, dispose: () => disposeAll(disposers) };
   } catch (error) {
@@ -82,13 +81,13 @@ function assemble(
   limits: Limits,
   checkpoint: Checkpoint,
   model: VisionLanguageModel,
-  activations: Activations,
+  weights: Weights,
   device: DeviceInfo,
   disposers: (() => void)[],
 ): Omit<LoadedEngine, 'prompts' | 'dispose'> {
   const kvPool = new KvPool(model.languageModel, {
     device: device.name,
-    dtype: options.kvCacheDtype ?? activations,
+    dtype: options.kvCacheDtype ?? weights.activations,
     ...(options.kvCacheTokens !== undefined && { tokens: options.kvCacheTokens }),
     maxBatchSize: limits.maxBatchSize,
     maxBytes: device.freeMemory * KV_SHARE,
@@ -122,7 +121,7 @@ function assemble(
     liveTensors: liveTensors(),
   });
   const features = imageEncoder?.features;
-  const info = describeEngine(options, limits, checkpoint, activations, device, kvPool, engine);
+  const info = describeEngine(options, limits, checkpoint, weights, device, kvPool, engine);
   return { engine, features, tasks: new TaskQueue({ features }), stats, info };
 }
 
@@ -130,14 +129,14 @@ function describeEngine(
   options: EngineOptions,
   limits: Limits,
   checkpoint: Checkpoint,
-  activations: Activations,
+  weights: Weights,
   device: DeviceInfo,
   kvPool: KvPool,
   engine: Engine,
 ): EngineInfo {
   const { config, generation } = checkpoint;
   return {
-    ...describeDevice(options, checkpoint, activations, device),
+    ...describeDevice(options, checkpoint, weights, device),
     purpose: 'generation',
     config,
     generation,
@@ -149,14 +148,24 @@ function describeEngine(
   };
 }
 
+/** What of EngineInfo does not depend on what the checkpoint is for. */
+type DeviceFields =
+  'dir' | 'modelType' | 'device' | 'deviceName' | 'level' | 'threads' | 'dtype' | 'quantize' | 'weightBytes';
+
+/** How the options want the weights. */
+export function weightsOptions({ dtype = 'auto', quantize }: EngineOptions, { name }: DeviceInfo): WeightsOptions {
+  return { device: name, dtype, ...(quantize && { quantize }) };
+}
+
 /** What EngineInfo says of the folder and of where it runs. */
 export function describeDevice(
   options: EngineOptions,
   checkpoint: CheckpointFiles & { config: { modelType: string } },
-  activations: Activations,
+  weights: Weights,
   device: DeviceInfo,
-): Pick<EngineInfo, 'dir' | 'modelType' | 'device' | 'deviceName' | 'level' | 'threads' | 'dtype' | 'weightBytes'> {
-  const { dtype = 'auto' } = options;
+): Pick<EngineInfo, DeviceFields> {
+  const { dtype = 'auto', quantize = 'none' } = options;
+  const { activations, bytes: weightBytes } = weights;
   const stored = dtype === 'auto' ? storedDtype(checkpoint).toLowerCase() : dtype;
   return {
     dir: options.dir,
@@ -166,7 +175,8 @@ export function describeDevice(
     level: device.level,
     threads: device.name === 'cpu' ? getThreads() : cpus().length,
     dtype: activations === 'f32' ? stored : activations,
-    weightBytes: checkpoint.bytes,
+    quantize,
+    weightBytes,
   };
 }
 
@@ -203,6 +213,7 @@ export function checkLimits(options: EngineOptions): Limits {
     throw new QFormerError('INVALID_ARGUMENT', message, { option: name, allowed });
   };
   oneOf('dtype', ['auto', 'f32', 'f16', 'bf16']);
+  oneOf('quantize', ['int8', 'int4']);
   oneOf('kvCacheDtype', ['f32', 'f16', 'bf16']);
   if (options.threads !== undefined) count('threads', 1, 1);
   return {

@@ -17,6 +17,8 @@ export interface EngineOptions {
   /** 'auto' | 'cpu' | 'cuda' | 'cuda:N'. Default 'auto'. */
   device?: string;
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
+  /** Linear layers of language model and vision tower as integers with a scale per group of columns. Default: not. */
+  quantize?: 'int8' | 'int4';
   /** Threads of the CPU backend. */
   threads?: number;
   /** Size of the KV pool in tokens. Default: context × batch, bounded by a quarter of the free memory. */
@@ -124,6 +126,8 @@ export interface EngineInfo {
   level: string;
   threads: number;
   dtype: string;
+  quantize: 'int8' | 'int4' | 'none';
+  /** Bytes of the weights in memory. */
   weightBytes: number;
   kvCacheTokens: number;
   kvCacheBytes: number;

@@ -82,6 +82,7 @@ export class Llama implements LanguageModel {
 /**
  * One decoder layer in five ops: x + o_proj(attention(norm x)), then x + down(act(gate n) · up n) with n = norm x. The norms are
  * prologues of the products that read them; the first product also rotates, and writes the new keys and values to the cache.
+ * Layers without a bare weight take the same steps one by one.
  */
 export class LlamaLayer {
   readonly inputLayernorm: RmsNorm;
@@ -119,42 +120,47 @@ export class LlamaLayer {
   /** x: [t, hidden] → [t, hidden]; `index` is the layer's place in the cache. */
   forward(x: Tensor, batch: BatchInputs, index: number): Tensor {
     const attended = this.oProj.forward(this.#attention(x, batch, index), { residual: x });
-    const inner = ops.gatedLinear(attended, this.gateProj.weight.tensor, this.upProj.weight.tensor, {
-      norm: normOf(this.postAttentionLayernorm),
-      activation: this.config.hiddenAct,
-      math: this.gateProj.math,
-    });
-    return this.downProj.forward(inner, { residual: attended });
+    return this.downProj.forward(this.#gated(attended), { residual: attended });
+  }
+
+  /** act(gate n) · up n with n = norm x */
+  #gated(x: Tensor): Tensor {
+    const { hiddenAct: activation } = this.config;
+    const [gate, up] = [this.gateProj.bareWeight, this.upProj.bareWeight];
+    const norm = normOf(this.postAttentionLayernorm);
+    if (gate !== undefined && up !== undefined) {
+      return ops.gatedLinear(x, gate, up, { norm, activation, math: this.gateProj.math });
+    }
+    return ops.mul(this.gateProj.forward(x, { norm, activation }), this.upProj.forward(x, { norm }));
   }
 
   #attention(x: Tensor, batch: BatchInputs, index: number): Tensor {
     const { numHeads, headDim } = this.config;
     const { k: kCache, v: vCache } = batch.kvCache.layers[index]!;
-    const [q, k, v] = [this.qProj, this.kProj, this.vProj].map(({ weight }) => weight.tensor) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
-    const queries = ops.qkvAppend(
-      x,
-      { q, k, v },
-      {
-        norm: normOf(this.inputLayernorm),
-        positions: batch.positions,
-        invFreq: this.invFreq.tensor,
-        kCache,
-        vCache,
-        slotMapping: batch.slotMapping,
-        math: this.qProj.math,
-      },
-    );
-    const heads = ops.pagedAttention(queries, kCache, vCache, {
+    const heads = ops.pagedAttention(this.#queries(x, batch, kCache, vCache), kCache, vCache, {
       cuSeqlensQ: batch.cuSeqlensQ,
       blockTable: batch.blockTable,
       contextLens: batch.contextLens,
       scale: headDim ** -0.5,
     });
     return heads.reshape([x.shape[0]!, numHeads * headDim]);
+  }
+
+  /** [t, heads, head_dim]; the new keys and values are written to the cache. */
+  #queries(x: Tensor, { positions, slotMapping }: BatchInputs, kCache: Tensor, vCache: Tensor): Tensor {
+    const norm = normOf(this.inputLayernorm);
+    const invFreq = this.invFreq.tensor;
+    const [q, k, v] = [this.qProj.bareWeight, this.kProj.bareWeight, this.vProj.bareWeight];
+    if (q !== undefined && k !== undefined && v !== undefined) {
+      const options = { norm, positions, invFreq, kCache, vCache, slotMapping, math: this.qProj.math };
+      return ops.qkvAppend(x, { q, k, v }, options);
+    }
+    const { numHeads, numKvHeads, headDim } = this.config;
+    const project = (layer: Linear, heads: number): Tensor =>
+      layer.forward(x, { norm }).reshape([x.shape[0]!, heads, headDim]);
+    const keys = ops.rope(project(this.kProj, numKvHeads), positions, invFreq);
+    ops.kvAppend(keys, project(this.vProj, numKvHeads), kCache, vCache, slotMapping);
+    return ops.rope(project(this.qProj, numHeads), positions, invFreq);
   }
 }
 

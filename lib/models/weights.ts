@@ -2,13 +2,14 @@
 // declare (while modules are built) → check (one error names everything that does not fit) → load.
 // Files are memory-mapped. On the CPU matrices are used in place in the stored dtype, so that loading costs address space, not
 // time; f32 vectors, converted and stacked matrices are copies. On a GPU everything is uploaded from the mapping and converted
-// there, once, to the dtype of the activations. Nothing passes through JavaScript memory.
+// there, once, to the dtype of the activations. Weights that are quantised on load are read through a mapping of their own, which
+// ends with each: the process never holds more of them than one tensor as stored. Nothing passes through JavaScript memory.
 
 import type { CheckpointFiles } from '../io/checkpoint.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
 import { ANY, Parameter, type Activations, type ParameterSource } from '../nn/parameter.js';
-import { keep, MappedFile, scope, Tensor, type Dtype } from '../tensor/index.js';
+import { dtypeSize, keep, MappedFile, ops, scope, Tensor, type Dtype } from '../tensor/index.js';
 import { chooseActivations } from './activations.js';
 
 /**
@@ -18,6 +19,8 @@ import { chooseActivations } from './activations.js';
 export interface WeightsOptions {
   device: string;
   dtype: 'auto' | 'f32' | 'f16' | 'bf16';
+  /** Store linear layers in groups of integers with a scale: the language model's of 8 or 4 bits, the vision tower's of 8. */
+  quantize?: 'int8' | 'int4';
 }
 
 /** Bytes of stored weights, as they are materialised. */
@@ -34,11 +37,18 @@ export interface LoadOptions {
 
 interface Declaration {
   parameter: Parameter;
-  kind: 'matrix' | 'vector';
+  kind: 'matrix' | 'linear' | 'vector';
   declared: readonly number[];
   /** Its place in a stacked parameter. */
   part?: number;
 }
+
+// The Q-Former and the projections are a fiftieth of a model, and everything about an image passes through them.
+const NEVER_QUANTIZED = /^(?:qformer|(?:language|vision|text)_projection|itm_head)\./;
+// Of the demonstration model, a vision tower in 4 bits loses 2 to 5 points of accuracy, in 8 bits none.
+const AT_LEAST_INT8 = /^vision_model\./;
+/** Columns that share a scale, at most. */
+const QUANTIZED_GROUP = 64;
 
 const FLOAT_DTYPES: Readonly<Record<string, Dtype>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
 // often enough for an abort to be noticed within some ten milliseconds even when every matrix is converted
@@ -64,8 +74,8 @@ export class Weights implements ParameterSource {
     this.math = options.dtype === 'bf16' && this.activations === 'f32' ? 'bf16' : 'f32';
   }
 
-  matrix(name: string, shape: readonly number[]): Parameter {
-    return this.#declare(name, shape, 'matrix');
+  matrix(name: string, shape: readonly number[], { quantizable } = { quantizable: false }): Parameter {
+    return this.#declare(name, shape, quantizable && !NEVER_QUANTIZED.test(name) ? 'linear' : 'matrix');
   }
 
   vector(name: string, shape: readonly number[]): Parameter {
@@ -94,6 +104,11 @@ export class Weights implements ParameterSource {
 
   ignore(name: string): void {
     this.#ignored.push(name);
+  }
+
+  /** Bytes of the loaded tensors. */
+  get bytes(): number {
+    return this.#tensors.reduce((sum, tensor) => sum + tensor.size * dtypeSize(tensor.dtype), 0);
   }
 
   /** Throws one FORMAT error naming every missing, surplus and mis-shaped tensor; details: missing, surplus, mismatched. */
@@ -157,9 +172,12 @@ export class Weights implements ParameterSource {
         await new Promise((resolve) => setImmediate(resolve));
         throwIfAborted(signal);
       }
-      const file = files.get(entry.file) ?? this.#open(entry.file);
-      files.set(entry.file, file);
-      this.#load(file, entry, declaration);
+      const group = this.#groupOf(declaration);
+      if (group === undefined) {
+        const file = files.get(entry.file) ?? this.#open(entry.file);
+        files.set(entry.file, file);
+        this.#load(file, entry, declaration);
+      } else this.#quantize(entry, declaration.parameter, group);
       loaded += entry.bytes;
       onProgress?.({ loaded, total });
     }
@@ -178,6 +196,31 @@ export class Weights implements ParameterSource {
     }
     const rows = entry.shape[0]!;
     scope(() => stack.slice(0, part * rows, (part + 1) * rows).copyFrom(read()));
+  }
+
+  #quantize(entry: TensorEntry, parameter: Parameter, group: number): void {
+    const bits = this.options.quantize === 'int8' || AT_LEAST_INT8.test(entry.name) ? 8 : 4;
+    const file = MappedFile.open(entry.file);
+    try {
+      const { q, scales } = scope(() => {
+        const stored = FLOAT_DTYPES[entry.dtype]!;
+        return ops.quantize(file.tensor(entry.offset, entry.shape, stored, this.options.device), { bits, group });
+      });
+      this.#tensors.push(keep(q), keep(scales));
+      parameter.assign({ q, scales });
+    } finally {
+      file.close();
+    }
+  }
+
+  /** Columns that share a scale where the parameter is to be quantised: as many as fit, an even divisor of all. */
+  #groupOf({ kind, parameter }: Declaration): number | undefined {
+    const { quantize } = this.options;
+    const columns = parameter.shape.at(-1)!;
+    if (quantize === undefined || kind !== 'linear' || columns % 2 !== 0) return undefined;
+    let group = QUANTIZED_GROUP;
+    while (columns % group !== 0) group -= 2;
+    return group;
   }
 
   /** The dtype in which a stored tensor is kept. */

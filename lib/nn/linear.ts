@@ -1,31 +1,41 @@
-// A dense layer over the last axis. The weight stays [out, in] as stored, in any float dtype; bias, activation and
-// residual are fused into the one product.
+// A linear layer over the last axis. The weight stays [out, in] as stored, in any float dtype, or is quantised in groups of
+// columns; norm, bias, activation and residual are fused into the one product either way.
 
 import { ops, type Activation, type Tensor } from '../tensor/index.js';
 import type { Parameter, ParameterSource } from './parameter.js';
 
-/** What the epilogue of a linear layer may do: act(x·wᵀ + bias) + residual. */
+/** What is fused into the product of a linear layer: act(norm(x)·wᵀ + bias) + residual. */
 export interface LinearEpilogue {
+  /** RMS norm of x before the product */
+  norm?: ops.Norm;
   /** residual: [m, out] */
   residual?: Tensor;
   activation?: Activation;
 }
 
-/** y = act(x·wᵀ + bias) + residual with `PREFIX.weight` [out, in] and `PREFIX.bias` [out]. */
+/** y = act(norm(x)·wᵀ + bias) + residual with `PREFIX.weight` [out, in] and `PREFIX.bias` [out]. */
 export class Linear {
   readonly weight: Parameter;
   readonly bias: Parameter | undefined;
   readonly math: ops.Math;
 
   constructor(source: ParameterSource, prefix: string, inFeatures: number, outFeatures: number, bias = true) {
-    this.weight = source.matrix(`${prefix}.weight`, [outFeatures, inFeatures]);
+    this.weight = source.matrix(`${prefix}.weight`, [outFeatures, inFeatures], { quantizable: true });
     this.math = source.math;
     this.bias = bias ? source.vector(`${prefix}.bias`, [outFeatures]) : undefined;
   }
 
+  /** The weight for a fused op that takes it bare; undefined where only `forward` computes this layer. */
+  get bareWeight(): Tensor | undefined {
+    return this.weight.quantized === undefined ? this.weight.tensor : undefined;
+  }
+
   /** x: [m, in] → [m, out] */
   forward(x: Tensor, epilogue: LinearEpilogue = {}): Tensor {
-    return ops.linear(x, this.weight.tensor, { ...epilogue, bias: this.bias?.tensor, math: this.math });
+    const options = { ...epilogue, bias: this.bias?.tensor };
+    const { quantized } = this.weight;
+    if (quantized !== undefined) return ops.quantLinear(x, quantized, options);
+    return ops.linear(x, this.weight.tensor, { ...options, math: this.math });
   }
 }
 

@@ -6,29 +6,35 @@
 // takes and returns tensors; the only state is Parameters; public fields carry the names of the checkpoint's modules.
 
 import { QFormerError } from '../errors.js';
-import type { Tensor, ops } from '../tensor/index.js';
+import { Tensor, type ops } from '../tensor/index.js';
 
 /** In a declared shape: this axis is as long as the stored tensor says. */
 export const ANY = -1;
 
 /** A named weight of a module; its tensor exists from loading until the owner of the weights is disposed. */
 export class Parameter {
-  #tensor: Tensor | undefined;
+  #value: Tensor | ops.QuantizedWeight | undefined;
 
   constructor(
     readonly name: string,
     readonly shape: readonly number[],
   ) {}
 
-  /** The loaded tensor; INTERNAL before loading and after disposal. */
+  /** The loaded tensor; INTERNAL before loading, after disposal and where it is quantised. */
   get tensor(): Tensor {
-    if (this.#tensor === undefined) throw new QFormerError('INTERNAL', `parameter ${this.name} is not loaded`);
-    return this.#tensor;
+    if (this.#value instanceof Tensor) return this.#value;
+    const why = this.#value === undefined ? 'not loaded' : 'quantised';
+    throw new QFormerError('INTERNAL', `parameter ${this.name} is ${why}`);
   }
 
-  /** Hands the parameter its tensor, which the caller keeps owning; `undefined` takes it away. */
-  assign(tensor: Tensor | undefined): void {
-    this.#tensor = tensor;
+  /** What stands for the tensor where the model was loaded with quantised weights (`quantizable` ones only). */
+  get quantized(): ops.QuantizedWeight | undefined {
+    return this.#value instanceof Tensor ? undefined : this.#value;
+  }
+
+  /** Hands the parameter its value, which the caller keeps owning; `undefined` takes it away. */
+  assign(value: Tensor | ops.QuantizedWeight | undefined): void {
+    this.#value = value;
   }
 }
 
@@ -41,8 +47,11 @@ export interface ParameterSource {
   readonly math: ops.Math;
   /** The dtype of what modules pass each other. Where it is 16 bits wide, every matrix has it too. */
   readonly activations: Activations;
-  /** A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. */
-  matrix(name: string, shape: readonly number[]): Parameter;
+  /**
+   * A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. One whose user reads
+   * `Parameter.quantized` may say so.
+   */
+  matrix(name: string, shape: readonly number[], options?: { quantizable: boolean }): Parameter;
   /** A weight that is f32 whatever is stored: biases, norms, position tables. */
   vector(name: string, shape: readonly number[]): Parameter;
   /** Matrices of one shape [rows, ...] behind each other, [names.length · rows, ...]: layers that read the same input. */

@@ -33,12 +33,14 @@ export interface LoadOptions extends Partial<EngineLimits> {
   dir?: string;
   device?: string;
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
+  quantize?: 'int8' | 'int4';
 }
 
 export async function loadEngine(name: string, options: LoadOptions = {}): Promise<LoadedEngine> {
   const checkpoint = openCheckpoint(options.dir ?? fixturePath(name));
   const device = options.device ?? 'cpu';
-  const weights = new Weights(checkpoint, { device, dtype: options.dtype ?? 'auto' });
+  const { dtype = 'auto', quantize } = options;
+  const weights = new Weights(checkpoint, { device, dtype, ...(quantize && { quantize }) });
   const model = createModel(checkpoint, weights);
   await weights.load();
   const kvPool = new KvPool(model.languageModel, {
