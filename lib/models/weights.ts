@@ -199,7 +199,7 @@ export class Weights implements ParameterSource {
   }
 
   #quantize(entry: TensorEntry, parameter: Parameter, group: number): void {
-    const bits = this.options.quantize === 'int8' || AT_LEAST_INT8.test(entry.name) ? 8 : 4;
+    const bits = this.options.quantize === 'int8' || AT_LEAST_INT8.test(parameter.name) ? 8 : 4;
     const file = MappedFile.open(entry.file);
     try {
       const { q, scales } = scope(() => {
