@@ -63,10 +63,10 @@ export function measurePeaks(threads: number, smoke: boolean): Peaks {
   return JSON.parse(execFileSync(command, args, { encoding: 'utf8' })) as Peaks;
 }
 
-/** DRAM read bandwidth right now, on the CPUs this process may use, GB/s. */
-export function measureDram(): Peak {
-  return (JSON.parse(execFileSync(buildPeaks(), ['3', '128', 'dram'], { encoding: 'utf8' })) as Pick<Peaks, 'dram'>)
-    .dram;
+/** One limit right now, on the CPUs this process may use: DRAM read bandwidth in GB/s, or f32 multiply-adds in GFLOP/s. */
+export function measureLimit(limit: 'dram' | 'f32'): Peak {
+  const output = execFileSync(buildPeaks(), [limit === 'f32' ? '9' : '3', '128', limit], { encoding: 'utf8' });
+  return (JSON.parse(output) as Peaks)[limit];
 }
 
 function buildPeaks(): string {

@@ -235,11 +235,11 @@ char* touched_buffer(size_t bytes) {
 
 }  // namespace
 
-// peaks [ROUNDS [DRAM_MIB_PER_THREAD [dram]]]: with `dram`, nothing but that.
+// peaks [ROUNDS [DRAM_MIB_PER_THREAD [LIMIT]]]: all limits, or one of f32, bf16, dram, l3, l2.
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 9;
   const size_t dram = static_cast<size_t>(argc > 2 ? std::atoi(argv[2]) : 256) << 20;
-  const bool dram_only = argc > 3 && std::strcmp(argv[3], "dram") == 0;
+  const auto wanted = [&](const char* limit) { return argc <= 3 || std::strcmp(argv[3], limit) == 0; };
   const size_t l3 = size_t{8} << 20;
   const size_t l2 = size_t{256} << 10;
   const std::vector<int> cpus = allowed_cpus();
@@ -251,8 +251,8 @@ int main(int argc, char** argv) {
   const auto compute = [&](Compute loop) {
     return rate(cpus, [&](size_t) { return loop(1'250'000); });
   };
-  if (!dram_only) print_best("f32", loops.f32, rounds, compute);
-  if (!dram_only) print_best("bf16", loops.bf16, rounds, compute);
+  if (wanted("f32")) print_best("f32", loops.f32, rounds, compute);
+  if (wanted("bf16")) print_best("bf16", loops.bf16, rounds, compute);
   const auto reader = [&](size_t bytes, int passes) {
     return [&, bytes, passes](Read loop) {
       return rate(cpus, [&](size_t t) {
@@ -262,9 +262,9 @@ int main(int argc, char** argv) {
       });
     };
   };
-  print_best("dram", loops.read, rounds, reader(dram, 1));
-  if (!dram_only) print_best("l3", loops.read, rounds, reader(l3 / cpus.size(), static_cast<int>((dram * cpus.size()) / l3)));
-  if (!dram_only) print_best("l2", loops.read, rounds, reader(l2, static_cast<int>(dram / l2)));
+  if (wanted("dram")) print_best("dram", loops.read, rounds, reader(dram, 1));
+  if (wanted("l3")) print_best("l3", loops.read, rounds, reader(l3 / cpus.size(), static_cast<int>((dram * cpus.size()) / l3)));
+  if (wanted("l2")) print_best("l2", loops.read, rounds, reader(l2, static_cast<int>(dram / l2)));
   std::printf("}\n");
   return 0;
 }

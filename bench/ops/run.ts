@@ -7,7 +7,7 @@ import type { Case, Row } from '../row.js';
 import { attentionCases } from './attention.js';
 import { decodeStepCases, decodeStepOps } from './decode-step.js';
 import { dispatchCases } from './dispatch.js';
-import { GEMV_TARGET, gemvBandwidthRow } from './gemv-bandwidth.js';
+import { limitShareRows } from './limit-shares.js';
 import { linearCases } from './linear.js';
 import { memoryBoundCases } from './memory-bound.js';
 import { samplingCases } from './sampling.js';
@@ -27,7 +27,7 @@ export function runOps(options: Options, threads: number, send: (row: Row) => vo
   for (const one of cases) {
     if (`${one.group} ${one.name}`.includes(filter)) send(runCase(one, threads, budget));
   }
-  if (`linear ${GEMV_TARGET}`.includes(filter)) send(gemvBandwidthRow(threads, smoke ? 2 : 9, 4 * budget));
+  limitShareRows(threads, smoke ? 2 : 9, 4 * budget, filter).forEach(send);
   if ('decode step'.includes(filter)) {
     const figures = { ops: { value: decodeStepOps(), unit: 'ops' } };
     send({ group: 'decode step', name: 'ops of one step, demonstration model', threads, figures });

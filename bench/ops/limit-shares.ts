@@ -1,0 +1,62 @@
+// The two products that the project's targets are about, against the limit that binds them: a bf16 matrix-vector product
+// against what this machine reads from DRAM, an f32 matrix product against its rate of multiply-adds. On a shared host
+// the limits themselves move by tens of percent within seconds, so product and limit are measured in turn, several times,
+// and each ratio is of neighbours.
+
+import { ops, scope } from '../../lib/tensor/index.js';
+import { measureLimit } from '../machine.js';
+import { alternate, quantile } from '../measure.js';
+import { randomTensor, Rotation } from '../random.js';
+import type { Figure, Row } from '../row.js';
+
+interface Target {
+  name: string;
+  m: number;
+  n: number;
+  k: number;
+  dtype: 'f32' | 'bf16';
+  limit: 'dram' | 'f32';
+}
+
+/** The rows that the targets are about. */
+export const GEMV_TARGET = 'M=1 N=4096 K=4096 bf16, share of DRAM read measured in turn';
+export const GEMM_TARGET = 'M=257 N=6144 K=1408 f32, share of the FMA peak measured in turn';
+
+const TARGETS: readonly Target[] = [
+  { name: GEMV_TARGET, m: 1, n: 4096, k: 4096, dtype: 'bf16', limit: 'dram' },
+  { name: GEMM_TARGET, m: 257, n: 6144, k: 1408, dtype: 'f32', limit: 'f32' },
+];
+
+/** Both rows, those whose name contains `filter`; ratios of `rounds` rounds. */
+export function limitShareRows(threads: number, rounds: number, budget: number, filter: string): Row[] {
+  const chosen = TARGETS.filter(({ name }) => `linear ${name}`.includes(filter));
+  return chosen.map((target) => limitShareRow(target, threads, rounds, budget));
+}
+
+function limitShareRow(target: Target, threads: number, rounds: number, budget: number): Row {
+  const { name, m, n, k, dtype, limit } = target;
+  const x = randomTensor([m, k]);
+  const bytes = n * k * (dtype === 'f32' ? 4 : 2);
+  const work = limit === 'dram' ? bytes : 2 * m * n * k;
+  const unit = limit === 'dram' ? 'GB/s' : 'GFLOP/s';
+  const weights = new Rotation(bytes, () => randomTensor([n, k], dtype, 1 / Math.sqrt(k)));
+  const product = () => scope(() => void ops.linear(x, weights.next()));
+  const rates: number[] = [];
+  const limits: number[] = [];
+  let before = measureLimit(limit).median;
+  for (let round = 0; round < rounds; round++) {
+    rates.push(work / alternate([product], budget / rounds)[0]!.median / 1e6);
+    const after = measureLimit(limit).median;
+    limits.push((before + after) / 2);
+    before = after;
+  }
+  [x, ...weights.copies].forEach((tensor) => tensor.dispose());
+  const shares = rates.map((rate, i) => (100 * rate) / limits[i]!);
+  const figures = { share: spread(shares, '%'), product: spread(rates, unit), limit: spread(limits, unit) };
+  return { group: 'linear', name, threads, figures };
+}
+
+function spread(values: number[], unit: string): Figure {
+  const sorted = [...values].sort((a, b) => a - b);
+  return { value: quantile(sorted, 0.5), min: sorted[0]!, max: sorted.at(-1)!, unit };
+}
