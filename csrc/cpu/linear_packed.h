@@ -58,6 +58,9 @@ void pack_x_tile(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k,
   }
 }
 
+// How far ahead of its use packed x is fetched from L2 into L1, in steps. A whole tile ahead would push w out of L1.
+constexpr int64_t kAheadSteps = 8;
+
 // One register tile over one k panel; accumulators start from `waiting` unless `fresh`.
 template <class Packed>
 inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w, int64_t steps, bool fresh,
@@ -66,6 +69,10 @@ inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w
 #pragma GCC unroll 32
   for (int i = 0; i < kTile; i++) sum[i] = fresh ? zero() : load(waiting + i * kLanes);
   for (int64_t s = 0; s < steps; s++) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kTileM; m++) {
+      __builtin_prefetch(x + (kAheadSteps * kTileM + m) * Packed::kStep, 0, 3);
+    }
     dot_step<Packed, kTileM, kTileN>(
         sum, [&](int m) { return Packed::load_x(x + m * Packed::kStep); },
         [&](int n) { return Packed::load_w(w + n * Packed::kStep); });
