@@ -88,6 +88,7 @@ QF_DEVICE void accumulate_values(Shared<T> values, const uint32_t (&weights)[4][
         o[kFirst + n][i] = fmaf(sum[n][i], f[i / 2].block_factor, mul_rn(o[kFirst + n][i], f[i / 2].factor));
       }
     }
+    __syncwarp(0xffffffffu);  // keeps V of the next tiles out of registers: see value_pair
     accumulate_values<kAll, kHeadDim, kFirst + kTiles>(values, weights, pairs, f, o);
   }
 }

@@ -11,6 +11,7 @@
 #include "prims/copy_async.h"
 #include "prims/cuda.h"
 #include "prims/global.h"
+#include "prims/math.h"
 #include "prims/mma.h"
 #include "prims/shared.h"
 
@@ -61,7 +62,7 @@ QF_DEVICE void load_query_fragments(Shared<T> tile, int32_t first_row, QueryFrag
 template <bool kAll, class T, int kHeadDim>
 QF_DEVICE void score_block(Shared<T> keys, const QueryFragments<kHeadDim>& q, int32_t pairs, float (&s)[8][4]) {
   using Shape = TileShape<kHeadDim>;
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t lane = pinned(static_cast<int32_t>(threadIdx.x) % 32);
   const int32_t row = lane / 16 * 8 + lane % 8, chunk = lane / 8 % 2;
 #pragma unroll
   for (int step = 0; step < Shape::kSteps16; ++step) {
@@ -115,12 +116,14 @@ QF_DEVICE void score_pair(Shared<T> keys, const QueryFragments<kHeadDim>& q, flo
 }
 
 // sum[n] += p · v of 16 keys for kTiles n8 tiles of the head from tile `first` on; row: the first of the 16 in
-// `values`.
+// `values`. Every fourth tile the warp is held together, because the compiler would read V of all tiles ahead of the
+// first product, at two registers a tile; other warps cover that latency.
 template <int kHeadDim, int kTiles, class T>
 QF_DEVICE void value_pair(Shared<T> values, int32_t row, const uint32_t (&p)[4], int first, float (&sum)[kTiles][4]) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
 #pragma unroll
   for (int n = 0; n + 1 < kTiles; n += 2) {
+    if (n > 0 && n % 4 == 0) __syncwarp(0xffffffffu);
     uint32_t v[4];
     ldmatrix_x4_trans(v, values + tile_offset<kHeadDim>(row + lane % 16, first + n + lane / 16));
     const uint32_t low[2] = {v[0], v[1]}, high[2] = {v[2], v[3]};

@@ -2,8 +2,9 @@
 //
 // A block owns 256 columns of up to 128 rows; a thread holds 4 rows x 8 columns of b · a, so that of a tile in shared
 // memory each value read serves four rows. Ranks above 16 go through in tiles of 16, in order, as on the CPU: f32
-// results are the same bits. w is streamed past L1, 16 bytes a time. Traffic: w once in, y once out; a [16, 256] tile
-// of a per block of rows from L2. Source: Hu et al. 2021 (LoRA), section 4.1.
+// results are the same bits. Two blocks per multiprocessor leave a thread 128 registers, half of which hold w and b ·
+// a, so the loops around those are not unrolled. w is streamed past L1, 16 bytes a time. Traffic: w once in, y once
+// out; a [16, 256] tile of a per block of rows from L2. Source: Hu et al. 2021 (LoRA), section 4.1.
 #include "entry.h"
 #include "row_chunks.cuh"
 #include "runtime/device.h"
@@ -28,6 +29,7 @@ struct MergeArgs {
 // a[rank tile, columns of the block] into shared memory; zeros past the edges.
 QF_DEVICE void load_a(Shared<float> tile, const QfLoraMerge& op, int64_t first_rank, int64_t first_col) {
   const Global<const float> a(op.a);
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kRankTile * kCols; i += kThreads) {
     const int64_t rank = first_rank + i / kCols, col = first_col + i % kCols;
     tile.store(i, rank < op.rank && col < op.in ? a[rank * op.in + col] : 0.0f);
@@ -47,6 +49,7 @@ QF_DEVICE void load_b(Shared<float> tile, const QfLoraMerge& op, int64_t first_r
 // Ranks in ascending order; a rank past the end would add 0 · 0 and is left out, so that -0 stays -0.
 QF_DEVICE void add_products(Shared<const float> a, Shared<const float> b, int ranks,
                             float (&delta)[kRowsOfThread][kChunk]) {
+#pragma unroll 1
   for (int rank = 0; rank < ranks; ++rank) {
     const Vec<float, 4> left = a.load_vec<4>(rank * kCols), right = a.load_vec<4>(rank * kCols + 4);
     const Vec<float, 4> factor = b.load_vec<4>(rank * kStepRows);
@@ -94,6 +97,7 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kThreads, 2) merge_tiles(MergeArgs args) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first_col = static_cast<int64_t>(blockIdx.x) * kCols, col = first_col + lane * kChunk;
   const bool one_tile = op.rank <= kRankTile, wide = args.wide && col + kChunk <= op.in;
+#pragma unroll 1
   for (int step = 0; step < kSteps; ++step) {
     const int64_t first_row = (static_cast<int64_t>(blockIdx.y) * kSteps + step) * kStepRows;
     if (first_row >= op.out) break;
@@ -101,6 +105,7 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kThreads, 2) merge_tiles(MergeArgs args) {
     WeightTile<T> weights;
     if (wide) weights.load(args, own_row, col);
     float delta[kRowsOfThread][kChunk] = {};
+#pragma unroll 1
     for (int64_t rank = 0; rank < op.rank; rank += kRankTile) {
       __syncthreads();  // the tiles are no longer read
       if (step == 0 || !one_tile) load_a(a, op, rank, first_col);

@@ -175,7 +175,7 @@ QF_DEVICE void attend_decode(const PagedProblem& args, int32_t number, int32_t k
 }
 
 template <class T, int kHeadDim>
-QF_KERNEL void QF_LAUNCH_BOUNDS(32 * kPagedWarps, kHeadDim > 80 ? 2 : 3) paged_attention_kernel(PagedProblem args) {
+QF_KERNEL void QF_LAUNCH_BOUNDS(32 * kPagedWarps, kHeadDim > 64 ? 2 : 3) paged_attention_kernel(PagedProblem args) {
   SharedMemory shared;
   const int32_t number = static_cast<int32_t>(blockIdx.x), kv_head = static_cast<int32_t>(blockIdx.y);
   if (number == 0 && kv_head == 0) check_sequences(args.attention);

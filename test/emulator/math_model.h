@@ -10,6 +10,7 @@ inline constexpr uint32_t kFullWarp = 0xffffffffu;
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float rcp_approx(float x) { return 1.0f / x; }
 inline float tanh_approx(float x) { return std::tanh(x); }
+inline int32_t pinned(int32_t x) { return x; }
 
 // The butterfly 16, 8, 4, 2, 1 of all lanes, done by the last one to arrive.
 template <class T, class Combine>
