@@ -17,7 +17,10 @@ const LAYERS = [
   ['protocol', /^engine\/(protocol|params|task)$/],
   ['worker', /^engine\/worker$/],
   ['client', /^engine\/client$/],
-  ['engine', /^engine\/(sequence|scheduler|kv-cache|engine|batch|logits|text-stream)$/],
+  [
+    'engine',
+    /^engine\/(sequence|group|beam-search|beam-scores|scheduler|kv-cache|engine|batch|logits|text-stream|request-timer)$/,
+  ],
   ['runner', /^engine\//],
   ['cli', /^cli\//],
   ['main', /^(eval\/)?[^/]+$/],

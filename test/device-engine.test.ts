@@ -4,7 +4,7 @@
 import { describe, expect, it } from 'vitest';
 import { liveTensors } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
-import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './support/engine-models.js';
+import { finishAll, fixturePath, idsGroup, loadEngine, readImage } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import { Goldens } from './support/fixtures.js';
 
@@ -32,11 +32,11 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
   }
 
   const run = ({ engine, model }: LoadedEngine, requests: readonly IdsRequest[]): string[] => {
-    requests.forEach((request, id) => engine.add(idsSequence(id, model, request)));
+    requests.forEach((request, id) => engine.add(idsGroup(id, model, request)));
     const results = finishAll(engine);
     return requests.map((_, id) => {
-      const { tokenIds, logprobs } = results.get(id)!;
-      return JSON.stringify({ tokenIds, logprobs });
+      const { tokenIds, logprobs, beams } = results.get(id)!;
+      return JSON.stringify({ tokenIds, logprobs, beams });
     });
   };
 
@@ -60,6 +60,10 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
       { ids: ids('short0'), params: { maxNewTokens: tokens, logprobs: 2 } },
       { ids: ids('short1'), params: { maxNewTokens: tokens + 2, logprobs: 2, temperature: 0.8, topK: 20, seed: 7 } },
       { ids: long, params: { maxNewTokens: tokens, logprobs: 2, repetitionPenalty: 1.2, temperature: 1, topP: 0.9 } },
+      {
+        ids: ids('short2'),
+        params: { maxNewTokens: tokens, numBeams: 3, numReturnSequences: 3, repetitionPenalty: 1.1 },
+      },
     ];
   }
 

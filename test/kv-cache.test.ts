@@ -110,6 +110,49 @@ describe('BlockManager', () => {
     expect([blocks.cached, blocks.evicted]).toEqual([1, 2]);
   });
 
+  it('lets a fork share blocks, and gives all but the last one that writes to a partly filled block a copy of it', () => {
+    const blocks = new BlockManager(20, SIZE);
+    const first = run(blocks, range(10));
+    const [second, third] = [owner(range(11)), owner(range(11))];
+    for (const fork of [second, third]) blocks.fork(first, fork, 10);
+    expect(blocks.inUse).toBe(3);
+    const shared = first.blockTable[2]!;
+    const writes = [first, second, third].map((each) => ({ owner: each, start: 10, end: 11 }));
+    const copies = blocks.reserve(writes)!;
+    expect(copies.map(({ from }) => from)).toEqual([shared, shared]);
+    expect(copies.map(({ to }) => to)).toEqual([first.blockTable[2], second.blockTable[2]]);
+    expect(third.blockTable[2]).toBe(shared);
+    for (const each of [first, second, third]) blocks.release(each);
+    expect(blocks.inUse).toBe(0);
+  });
+
+  it('copies nothing where the shared blocks are full, and shares no more than a fork begins with', () => {
+    const blocks = new BlockManager(20, SIZE);
+    const first = run(blocks, range(12));
+    const second = owner([...range(8), 99]);
+    blocks.fork(first, second, 8);
+    expect(second.blockTable).toEqual(first.blockTable.slice(0, 2));
+    expect(blocks.reserve([{ owner: second, start: 8, end: 9 }])).toEqual([]);
+    expect(blocks.inUse).toBe(4);
+  });
+
+  it('reserves for all writes or for none', () => {
+    const blocks = new BlockManager(5, SIZE);
+    const first = run(blocks, range(10));
+    const second = owner(range(11));
+    blocks.fork(first, second, 10);
+    // A copy and two blocks more: 3 of 2.
+    const writes = [
+      { owner: first, start: 10, end: 13 },
+      { owner: second, start: 10, end: 13 },
+    ];
+    expect(blocks.reserve(writes)).toBeUndefined();
+    expect(blocks.available).toBe(2);
+    expect(first.blockTable).toEqual(second.blockTable);
+    expect(blocks.reserve(writes.map((write) => ({ ...write, end: 12 })))).toHaveLength(1);
+    expect(blocks.available).toBe(1);
+  });
+
   it('reports a block that is released twice', () => {
     const blocks = new BlockManager(3, SIZE);
     const first = run(blocks, range(5));

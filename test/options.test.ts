@@ -51,9 +51,41 @@ describe('request options', () => {
     ['raw', 1],
     ['exif', 'true'],
     ['ignoreEos', 0],
+    ['numBeams', 0],
+    ['numBeams', 2.5],
+    ['numBeams', 65],
+    ['numReturnSequences', 2],
+    ['lengthPenalty', 1],
+    ['earlyStopping', true],
   ];
   it.each(wrongValues)('refuse %s = %j and name it', (option, value) => {
     expect(() => requestParams('answer', { [option]: value })).toThrow(invalid(new RegExp(option)));
+  });
+
+  it.each([
+    ['temperature', 0.5],
+    ['topK', 3],
+    ['topP', 0.9],
+    ['minP', 0.1],
+    ['logprobs', true],
+    ['numReturnSequences', 4],
+    ['lengthPenalty', Number.NaN],
+    ['lengthPenalty', 101],
+    ['earlyStopping', 'always'],
+  ])('of a beam search refuse %s = %j and name it', (option, value) => {
+    expect(() => requestParams('answer', { numBeams: 3, [option]: value })).toThrow(invalid(new RegExp(option)));
+  });
+
+  it('of a beam search may say that it does not sample', () => {
+    const params = {
+      numBeams: 3,
+      temperature: 0,
+      topP: 1,
+      topK: 0,
+      numReturnSequences: 3,
+      earlyStopping: 'never' as const,
+    };
+    expect(requestParams('answer', params)).toEqual(params);
   });
 
   it('refuse a smallest length above the largest', () => {

@@ -37,7 +37,7 @@ describe('Scheduler', () => {
     add(19);
     const seen = [];
     for (let i = 0; i < 4; i++) {
-      const step = scheduler.schedule();
+      const step = scheduler.schedule().batch;
       seen.push(...shape(step));
       finishStep(blocks, step);
     }
@@ -52,10 +52,10 @@ describe('Scheduler', () => {
   it('lets decoding sequences go on while a long prompt is prefilled', () => {
     const { blocks, scheduler, add } = setup(40, 4, 8);
     add(3);
-    finishStep(blocks, scheduler.schedule());
+    finishStep(blocks, scheduler.schedule().batch);
     add(30);
     for (let i = 0; i < 3; i++) {
-      const step = scheduler.schedule();
+      const step = scheduler.schedule().batch;
       expect(shape(step)[0]).toEqual([0, 3 + i, 1, true]);
       expect(shape(step)[1]).toEqual([1, 7 * i, 7, false]);
       finishStep(blocks, step);
@@ -65,9 +65,9 @@ describe('Scheduler', () => {
   it('advances a prefill by at least one token a step however many sequences decode', () => {
     const { blocks, scheduler, add } = setup(60, 4, 1);
     for (let i = 0; i < 3; i++) add(1);
-    for (let i = 0; i < 4; i++) finishStep(blocks, scheduler.schedule());
+    for (let i = 0; i < 4; i++) finishStep(blocks, scheduler.schedule().batch);
     add(6);
-    const step = scheduler.schedule();
+    const step = scheduler.schedule().batch;
     expect(step).toHaveLength(4);
     expect(shape(step)[3]).toEqual([3, 0, 2, false]);
   });
@@ -75,10 +75,10 @@ describe('Scheduler', () => {
   it('admits in order of arrival: a big request that does not fit is not overtaken by a small one', () => {
     const { blocks, scheduler, add } = setup(6, 4, 100);
     add(15); // 4 blocks
-    finishStep(blocks, scheduler.schedule());
+    finishStep(blocks, scheduler.schedule().batch);
     add(12); // 3 blocks: must wait
     add(1);
-    const step = scheduler.schedule();
+    const step = scheduler.schedule().batch;
     expect(step.map(({ sequence }) => sequence.id)).toEqual([0]);
     expect(scheduler.numWaiting).toBe(2);
   });
@@ -86,20 +86,20 @@ describe('Scheduler', () => {
   it('runs at most maxBatchSize sequences', () => {
     const { scheduler, add } = setup(60, 3, 100);
     for (let i = 0; i < 5; i++) add(2);
-    expect(scheduler.schedule()).toHaveLength(3);
+    expect(scheduler.schedule().batch).toHaveLength(3);
   });
 
   it('preempts the youngest when the pool is full, keeps its place in the queue, and recomputes it with its answer', () => {
     const { blocks, scheduler, add } = setup(6, 4, 100);
     const [a, b] = [add(7), add(7)];
-    finishStep(blocks, scheduler.schedule());
-    while (scheduler.preemptions === 0) finishStep(blocks, scheduler.schedule());
+    finishStep(blocks, scheduler.schedule().batch);
+    while (scheduler.preemptions === 0) finishStep(blocks, scheduler.schedule().batch);
     expect([a.preemptions, b.preemptions]).toEqual([0, 1]);
     expect(b.blockTable).toEqual([]);
     expect(b.numComputed).toBe(0);
     const tokens = [...b.tokens];
     scheduler.remove(a);
-    const step = scheduler.schedule();
+    const step = scheduler.schedule().batch;
     expect(step.map(({ sequence }) => sequence)).toEqual([b]);
     expect(b.tokens).toEqual(tokens);
     expect(step[0]!.start + step[0]!.count).toBe(tokens.length); // prompt and answer, less what the prefix cache still had
@@ -111,6 +111,6 @@ describe('Scheduler', () => {
     scheduler.schedule();
     scheduler.remove(a);
     expect(blocks.inUse).toBe(0);
-    expect(scheduler.schedule()).toEqual([]);
+    expect(scheduler.schedule().batch).toEqual([]);
   });
 });

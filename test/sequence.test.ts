@@ -138,7 +138,7 @@ describe('a sequence is finished', () => {
       promptTokens: [1],
       params,
       eosTokenIds: [],
-      detokenizer: new Unfinished(),
+      detokenizer: () => new Unfinished(),
       arrival: 0,
     });
     expect(sequence.append(4, undefined, 99, 0)).toEqual({
@@ -156,12 +156,12 @@ describe('a result', () => {
       imagePositions: [0, 1],
       params: resolveParams({ seed: 42 }),
       eosTokenIds: [EOS],
-      detokenizer: new LetterDetokenizer(),
+      detokenizer: () => new LetterDetokenizer(),
       arrival: 100,
     });
     sequence.markStarted(110, 3);
     sequence.markStarted(500, 1); // running again after a preemption does not start it anew
-    sequence.imageMs = 5;
+    sequence.timer.imageMs = 5;
     sequence.append(1, undefined, 99, 130);
     sequence.append(2, undefined, 99, 150);
     sequence.append(3, undefined, 99, 170);

@@ -3,18 +3,16 @@
 // step fail and the engine goes on. A device fault poisons it: nothing on that device can be trusted any more.
 
 import { QFormerError, isQFormerError } from '../errors.js';
-import { BlockManager } from './kv-cache.js';
-import type { Delta, EngineResult, FinishReason, TokenLogprob } from './protocol.js';
+import type { SequenceGroup, StepOutput } from './group.js';
+import { BlockManager, type BlockCopy } from './kv-cache.js';
+import type { Delta, EngineResult, FinishReason } from './protocol.js';
 import { Scheduler, type ScheduledSequence } from './scheduler.js';
 import type { Sequence } from './sequence.js';
 
-/** What a step produced for one scheduled sequence. */
-export type StepOutput = { tokenId: number; logprob?: TokenLogprob } | { error: unknown };
-
 /** Executes the chosen work. */
 export interface Runner {
-  /** One entry per scheduled sequence, in order: an output where `sample` is set, an error, or undefined. May throw. */
-  runStep(batch: readonly ScheduledSequence[]): (StepOutput | undefined)[];
+  /** Makes `copies`, then computes: one entry per scheduled sequence, in order: an output where `sample` is set, an error, or undefined. May throw. */
+  runStep(batch: readonly ScheduledSequence[], copies: readonly BlockCopy[]): (StepOutput | undefined)[];
 }
 
 /** What happened to a request. */
@@ -41,7 +39,7 @@ export class Engine {
   readonly maxContext: number;
   readonly blocks: BlockManager;
   readonly #scheduler: Scheduler;
-  readonly #sequences = new Map<number, Sequence>();
+  readonly #groups = new Map<number, SequenceGroup>();
   readonly #now: () => number;
   #events: EngineEvent[] = [];
   #poison: QFormerError | undefined;
@@ -49,7 +47,7 @@ export class Engine {
 
   constructor(
     private readonly runner: Runner,
-    limits: EngineLimits,
+    private readonly limits: EngineLimits,
   ) {
     this.blocks = new BlockManager(limits.numBlocks, limits.blockSize, limits.prefixCache);
     this.#scheduler = new Scheduler(this.blocks, limits);
@@ -59,7 +57,7 @@ export class Engine {
 
   /** Whether a call to step() would do something. */
   get hasWork(): boolean {
-    return this.#sequences.size > 0 || this.#events.length > 0;
+    return this.#groups.size > 0 || this.#events.length > 0;
   }
 
   /** The device fault that ended this engine, if any. */
@@ -82,34 +80,44 @@ export class Engine {
   }
 
   /** Queues a request. Throws INVALID_ARGUMENT where it can never run, the device fault where the engine is poisoned. */
-  add(sequence: Sequence): void {
+  add(group: SequenceGroup): void {
     if (this.#poison !== undefined) throw this.#poison;
-    if (sequence.promptLength === 0) throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
-    if (sequence.promptLength >= this.maxContext) {
+    const { id, promptLength } = group;
+    if (promptLength === 0) throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
+    const maxContext = this.#contextOf(group);
+    if (promptLength >= maxContext) {
+      const whose = group.width === 1 ? '' : ` of ${group.width} sequences`;
       throw new QFormerError(
         'INVALID_ARGUMENT',
-        `the prompt has ${sequence.promptLength} tokens; at most ${this.maxContext - 1} leave room for an answer in a context of ${this.maxContext}`,
-        { promptTokens: sequence.promptLength, maxContext: this.maxContext },
+        `the prompt has ${promptLength} tokens; at most ${maxContext - 1} leave room for an answer in a context of ${maxContext}${whose}`,
+        { promptTokens: promptLength, maxContext },
       );
     }
-    if (this.#sequences.has(sequence.id)) throw new QFormerError('INTERNAL', `request ${sequence.id} exists already`);
-    this.#sequences.set(sequence.id, sequence);
-    this.#scheduler.add(sequence);
-    this.#counters.promptTokens += sequence.promptLength;
+    if (this.#groups.has(id)) throw new QFormerError('INTERNAL', `request ${id} exists already`);
+    this.#groups.set(id, group);
+    this.#scheduler.add(group);
+    this.#counters.promptTokens += promptLength;
   }
 
   /** Ends a request with finishReason 'abort'; unknown ids are ignored. The event comes with the next step(). */
   abort(id: number): void {
-    const sequence = this.#sequences.get(id);
-    if (sequence === undefined) return;
-    const text = sequence.flush();
-    if (text !== '') this.#events.push({ type: 'delta', id, text, tokenIds: [] });
-    this.#finish(sequence, 'abort');
+    const group = this.#groups.get(id);
+    if (group === undefined) return;
+    const delta = group.flush();
+    if (delta !== undefined) this.#events.push({ type: 'delta', id, ...delta });
+    this.#finish(group, 'abort');
+  }
+
+  /** Prompt and answer of one of a group's sequences, such that all of them fit the pool: they share the prompt's full blocks. */
+  #contextOf({ width, promptLength }: SequenceGroup): number {
+    const { maxPositions, numBlocks, blockSize } = this.limits;
+    const shared = width === 1 ? 0 : Math.floor(promptLength / blockSize);
+    return Math.min(maxPositions, (shared + Math.floor(Math.max(0, numBlocks - shared) / width)) * blockSize);
   }
 
   /** Runs one step and answers all events since the last call. Never throws for a request's sake. */
   step(): EngineEvent[] {
-    if (this.#sequences.size > 0) this.#advance();
+    if (this.#groups.size > 0) this.#advance();
     const events = this.#events;
     this.#events = [];
     return events;
@@ -118,52 +126,79 @@ export class Engine {
   #advance(): void {
     let batch: ScheduledSequence[] = [];
     try {
-      batch = this.#scheduler.schedule((sequence, cached) => this.#started(sequence, cached));
-      const outputs = this.runner.runStep(batch);
+      const step = this.#scheduler.schedule((group, cached) => this.#started(group, cached));
+      batch = step.batch;
+      const outputs = this.runner.runStep(batch, step.copies);
       this.#counters.steps++;
-      batch.forEach((item, i) => this.#accept(item, outputs[i]));
+      this.#accept(batch, outputs);
     } catch (error) {
       this.#stepFailed(batch, error);
     }
   }
 
-  #started(sequence: Sequence, cached: number): void {
-    if (sequence.preemptions === 0) this.#counters.cachedTokens += cached;
-    sequence.markStarted(this.#now(), cached);
+  #started(group: SequenceGroup, cached: number): void {
+    if (group.preemptions === 0) this.#counters.cachedTokens += cached;
+    group.markStarted(this.#now(), cached);
   }
 
-  #accept({ sequence, start, count, sample }: ScheduledSequence, output: StepOutput | undefined): void {
-    if (output !== undefined && 'error' in output) return this.#fail(sequence, output.error);
+  #accept(batch: readonly ScheduledSequence[], outputs: readonly (StepOutput | undefined)[]): void {
+    const sampled = new Map<SequenceGroup, Map<Sequence, StepOutput>>();
+    batch.forEach((item, i) => {
+      const { sequence, sample } = item;
+      const group = this.#groups.get(sequence.id);
+      if (group === undefined) return; // failed with another of its sequences
+      const output = this.#compute(item, outputs[i]);
+      if (output !== undefined && 'error' in output) return this.#fail(group, output.error);
+      if (!sample) return;
+      if (output === undefined) return this.#fail(group, new QFormerError('INTERNAL', 'the runner returned no token'));
+      const ofGroup = sampled.get(group) ?? new Map<Sequence, StepOutput>();
+      sampled.set(group, ofGroup.set(sequence, output));
+    });
+    for (const [group, ofGroup] of sampled) if (this.#groups.has(group.id)) this.#advanceGroup(group, ofGroup);
+  }
+
+  /** Takes note that a sequence's part of the step is in the cache, unless it failed. */
+  #compute({ sequence, start, count }: ScheduledSequence, output: StepOutput | undefined): StepOutput | undefined {
+    if (output !== undefined && 'error' in output) return output;
     sequence.numComputed = start + count;
     this.blocks.commit(sequence, start + count, start);
-    if (!sample) return;
-    if (output === undefined) return this.#fail(sequence, new QFormerError('INTERNAL', 'the runner returned no token'));
-    this.#counters.generatedTokens++;
-    const { delta, finished } = sequence.append(output.tokenId, output.logprob, this.maxContext, this.#now());
-    this.#events.push({ type: 'delta', id: sequence.id, ...delta });
-    if (finished !== undefined) this.#finish(sequence, finished);
+    return output;
   }
 
-  #finish(sequence: Sequence, reason: FinishReason): void {
-    this.#forget(sequence);
-    this.#events.push({ type: 'end', id: sequence.id, result: sequence.result(reason, this.#now()) });
+  #advanceGroup(group: SequenceGroup, outputs: ReadonlyMap<Sequence, StepOutput>): void {
+    this.#counters.generatedTokens += outputs.size;
+    try {
+      const step = { blocks: this.blocks, maxTokens: this.#contextOf(group), now: this.#now() };
+      const { delta, finished } = group.accept(outputs, step);
+      if (delta !== undefined) this.#events.push({ type: 'delta', id: group.id, ...delta });
+      if (finished !== undefined) this.#finish(group, finished);
+    } catch (error) {
+      this.#fail(group, error);
+    }
   }
 
-  #fail(sequence: Sequence, error: unknown): void {
-    this.#forget(sequence);
-    this.#events.push({ type: 'error', id: sequence.id, error });
+  #finish(group: SequenceGroup, reason: FinishReason): void {
+    this.#forget(group);
+    this.#events.push({ type: 'end', id: group.id, result: group.result(reason, this.#now()) });
   }
 
-  #forget(sequence: Sequence): void {
-    this.#sequences.delete(sequence.id);
-    this.#scheduler.remove(sequence);
+  #fail(group: SequenceGroup, error: unknown): void {
+    this.#forget(group);
+    this.#events.push({ type: 'error', id: group.id, error });
+  }
+
+  #forget(group: SequenceGroup): void {
+    this.#groups.delete(group.id);
+    this.#scheduler.remove(group);
   }
 
   #stepFailed(batch: readonly ScheduledSequence[], error: unknown): void {
     const isFault = isQFormerError(error) && error.code === 'CUDA';
     if (isFault) this.#poison = error;
     // A scheduler that fails has no batch to blame: everything queued goes, or the same failure would return for ever.
-    const victims = isFault || batch.length === 0 ? this.#scheduler.sequences : batch.map(({ sequence }) => sequence);
-    for (const sequence of victims) if (this.#sequences.has(sequence.id)) this.#fail(sequence, error);
+    const isBlamed = new Set(batch.map(({ sequence }) => sequence.id));
+    for (const group of this.#scheduler.groups) {
+      if (isFault || batch.length === 0 || isBlamed.has(group.id)) this.#fail(group, error);
+    }
   }
 }

@@ -19,7 +19,20 @@ export interface BlockOwner {
   readonly blockHashes: string[];
 }
 
-/** Hands out, shares, caches and evicts the blocks of the KV pool. */
+/** Tokens [start, end) of an owner, about to be written to its blocks. */
+export interface BlockWrite {
+  owner: BlockOwner;
+  start: number;
+  end: number;
+}
+
+/** A block whose content moves to another before anything is written. */
+export interface BlockCopy {
+  from: number;
+  to: number;
+}
+
+/** Hands out, shares, copies, caches and evicts the blocks of the KV pool. */
 export class BlockManager {
   readonly #references: Int32Array;
   readonly #hashes: (string | undefined)[];
@@ -88,6 +101,46 @@ export class BlockManager {
     if (missing > this.available) return false;
     for (let i = 0; i < missing; i++) owner.blockTable.push(this.#take());
     return true;
+  }
+
+  /** Gives an owner without blocks those of the first `tokens` tokens of another one, which has computed them and begins with the same. */
+  fork(from: BlockOwner, to: BlockOwner, tokens: number): void {
+    to.blockTable = from.blockTable.slice(0, this.blocksFor(tokens));
+    for (const block of to.blockTable) this.#references[block]!++;
+  }
+
+  /**
+   * Makes room for all `writes`: extends the block tables, and gives an owner a copy of the partly filled block that it shares.
+   * Returns the copies to make first, or undefined where the pool has no room; nothing has changed then.
+   */
+  reserve(writes: readonly BlockWrite[]): BlockCopy[] | undefined {
+    if (this.#blocksNeeded(writes) > this.available) return undefined;
+    return writes.flatMap(({ owner, start, end }) => {
+      const index = Math.floor(start / this.blockSize);
+      const from = owner.blockTable[index];
+      const copies: BlockCopy[] = [];
+      if (from !== undefined && start % this.blockSize !== 0 && this.#references[from]! > 1) {
+        this.#references[from]!--;
+        owner.blockTable[index] = this.#take();
+        copies.push({ from, to: owner.blockTable[index] });
+      }
+      this.grow(owner, end);
+      return copies;
+    });
+  }
+
+  #blocksNeeded(writes: readonly BlockWrite[]): number {
+    const references = new Map<number, number>();
+    let needed = 0;
+    for (const { owner, start, end } of writes) {
+      needed += this.blocksFor(end) - owner.blockTable.length;
+      const block = owner.blockTable[Math.floor(start / this.blockSize)];
+      if (block === undefined || start % this.blockSize === 0) continue;
+      const left = references.get(block) ?? this.#references[block]!;
+      if (left > 1) needed++;
+      references.set(block, left - 1);
+    }
+    return needed;
   }
 
   /** Makes the blocks that the first `computed` tokens fill known to later requests. Call it after the forward pass. */

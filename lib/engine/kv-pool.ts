@@ -3,7 +3,8 @@
 
 import { QFormerError, describe } from '../errors.js';
 import type { KvCache, LanguageModel } from '../models/model.js';
-import { Tensor, dtypeSize, keep, type Dtype } from '../tensor/index.js';
+import { Tensor, dtypeSize, keep, ops, scope, type Dtype } from '../tensor/index.js';
+import type { BlockCopy } from './kv-cache.js';
 
 /** Tokens per block. */
 export const BLOCK_SIZE = 16;
@@ -24,10 +25,12 @@ export class KvPool implements KvCache {
   readonly numBlocks: number;
   readonly bytes: number;
   readonly layers: { k: Tensor; v: Tensor }[] = [];
+  readonly #device: string;
 
   /** Errors: INVALID_ARGUMENT for a size that is no positive integer, OUT_OF_MEMORY. */
   constructor(model: LanguageModel, options: KvPoolOptions) {
     const { numLayers, numKvHeads, headDim } = model;
+    this.#device = options.device;
     const bytesPerToken = 2 * numLayers * numKvHeads * headDim * dtypeSize(options.dtype);
     this.numBlocks = Math.ceil(poolTokens(model, options, bytesPerToken) / BLOCK_SIZE);
     this.bytes = this.numBlocks * BLOCK_SIZE * bytesPerToken;
@@ -43,6 +46,22 @@ export class KvPool implements KvCache {
       this.dispose();
       throw error;
     }
+  }
+
+  /** Copies blocks, all at a time: none is the source of one and the destination of another. */
+  copyBlocks(copies: readonly BlockCopy[]): void {
+    if (copies.length === 0) return;
+    scope(() => {
+      const ids = (blocks: readonly number[]): Tensor =>
+        Tensor.fromArray(Int32Array.from(blocks), [blocks.length], { device: this.#device });
+      const [from, to] = [ids(copies.map((copy) => copy.from)), ids(copies.map((copy) => copy.to))];
+      for (const { k, v } of this.layers) {
+        for (const pool of [k, v]) {
+          const blocks = pool.reshape([this.numBlocks, pool.size / this.numBlocks]);
+          ops.scatterRows(blocks, to, ops.gatherRows(blocks, from));
+        }
+      }
+    });
   }
 
   dispose(): void {

@@ -37,6 +37,18 @@ export class LogitRules {
     if (rules.penalizePrompt) for (const id of prompt) this.#see(id);
   }
 
+  /** The rules of a sequence that begins with the same tokens and goes on by itself. */
+  fork(): LogitRules {
+    const copy = new LogitRules(this.rules, []);
+    copy.history.push(...this.history);
+    for (const id of this.#seen) copy.#seen.add(id);
+    for (const [key, ids] of this.#followers) copy.#followers.set(key, [...ids]);
+    copy.#visible.push(...this.#visible);
+    copy.#tokens.push(...this.#tokens);
+    copy.#generated = this.#generated;
+    return copy;
+  }
+
   /** Takes note of a generated token. */
   append(id: number): void {
     this.#tokens.push(id);

@@ -33,6 +33,17 @@ export interface GenerateParams {
   logprobs?: boolean | number;
   /** Do not stop at the end-of-sequence token. */
   ignoreEos?: boolean;
+  /** Beam search with this many beams, which does not sample; its text comes as one piece at the end. 1: off. Default 1. */
+  numBeams?: number;
+  /** The best answers of a beam search to return, at most `numBeams`. Default 1. */
+  numReturnSequences?: number;
+  /** A beam's score is the sum of its log-probabilities / length ** lengthPenalty: above 0 long answers gain. Default 1. */
+  lengthPenalty?: number;
+  /**
+   * When a beam search with `numBeams` finished answers ends: true: at once; false: when the best running beam is no better at its present length;
+   * 'never': when it cannot become better at any length. Default false.
+   */
+  earlyStopping?: boolean | 'never';
 }
 
 /** GenerateParams with all defaults filled in. */
@@ -52,6 +63,11 @@ export interface ResolvedParams {
   /** -1: none; 0: the chosen token only; n: the n best as well. */
   logprobs: number;
   ignoreEos: boolean;
+  /** 1: no beam search. */
+  numBeams: number;
+  numReturnSequences: number;
+  lengthPenalty: number;
+  earlyStopping: boolean | 'never';
 }
 
 /** The part of a checkpoint's generation_config.json that serves as defaults. */
@@ -83,16 +99,24 @@ export const PARAM_NAMES = [
   'seed',
   'logprobs',
   'ignoreEos',
+  'numBeams',
+  'numReturnSequences',
+  'lengthPenalty',
+  'earlyStopping',
 ] as const satisfies readonly (keyof GenerateParams)[];
 
 const MAX_TOKENS = 2 ** 31 - 1;
 const MAX_LOGPROBS = 20;
+const MAX_BEAMS = 64;
+const MAX_LENGTH_PENALTY = 100;
 const DEFAULT_MAX_NEW_TOKENS = 128;
 
 /** Checks `params` and fills in defaults. Throws INVALID_ARGUMENT naming the option, its value and what is allowed. */
 export function resolveParams(params: GenerateParams = {}, defaults: ParamDefaults = {}): ResolvedParams {
   checkOptions('generate', params, PARAM_NAMES);
-  const sampled = defaults.doSample === true;
+  const numBeams = integer('numBeams', params.numBeams ?? 1, 1, MAX_BEAMS);
+  checkBeamOptions(params, numBeams);
+  const sampled = defaults.doSample === true && numBeams === 1;
   const maxNewTokens = integer(
     'maxNewTokens',
     params.maxNewTokens ?? defaults.maxNewTokens ?? DEFAULT_MAX_NEW_TOKENS,
@@ -124,7 +148,26 @@ export function resolveParams(params: GenerateParams = {}, defaults: ParamDefaul
     seed: integer('seed', params.seed ?? randomSeed(), 0, Number.MAX_SAFE_INTEGER),
     logprobs: logprobCount(params.logprobs),
     ignoreEos: boolean('ignoreEos', params.ignoreEos ?? false),
+    numBeams,
+    numReturnSequences: integer('numReturnSequences', params.numReturnSequences ?? 1, 1, numBeams),
+    lengthPenalty: number('lengthPenalty', params.lengthPenalty ?? 1, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+    earlyStopping: params.earlyStopping === 'never' ? 'never' : earlyStopping(params.earlyStopping ?? false),
   };
+}
+
+/** Beam search neither samples nor reports log-probabilities token by token; its options mean nothing without it. */
+function checkBeamOptions(params: GenerateParams, numBeams: number): void {
+  const names =
+    numBeams > 1
+      ? (['temperature', 'topK', 'topP', 'minP', 'logprobs'] as const)
+      : (['numReturnSequences', 'lengthPenalty', 'earlyStopping'] as const);
+  const off = { temperature: 0, topK: 0, topP: 1, minP: 0, logprobs: false };
+  const refused = names.find((name) => {
+    return params[name] !== undefined && params[name] !== off[name as keyof typeof off];
+  });
+  if (refused === undefined) return;
+  const why = numBeams > 1 ? 'cannot be combined with beam search, which does not sample' : 'needs numBeams above 1';
+  throw new QFormerError('INVALID_ARGUMENT', `${refused} ${why}`, { option: refused, numBeams });
 }
 
 function invalid(name: string, value: unknown, wanted: string): QFormerError {
@@ -149,6 +192,11 @@ function positive(name: string, value: unknown): number {
 function boolean(name: string, value: unknown): boolean {
   if (typeof value === 'boolean') return value;
   throw invalid(name, value, 'true or false');
+}
+
+function earlyStopping(value: unknown): boolean {
+  if (typeof value === 'boolean') return value;
+  throw invalid('earlyStopping', value, "true, false or 'never'");
 }
 
 function stopStrings(value: unknown): string[] {

@@ -1,4 +1,4 @@
-// A request as it arrives → a Sequence: tokenised prompt with image placeholders, the ids the Q-Former reads, digests of the
+// A request as it arrives → a Sequence or a beam search that begins with one: tokenised prompt with image placeholders, the ids the Q-Former reads, digests of the
 // pictures, resolved options. Layouts as the processors make them: image placeholders come first, even before bos; a prompt
 // that already holds them all is taken as it is; checkpoints without a placeholder id get the same layout.
 
@@ -7,6 +7,8 @@ import type { Checkpoint } from '../io/checkpoint.js';
 import { IncrementalDetokenizer } from '../io/detokenizer.js';
 import { TextTokenizer } from '../io/tokenizer.js';
 import { placeImageTokens } from '../models/blip2.js';
+import { BeamSearch } from './beam-search.js';
+import type { SequenceGroup } from './group.js';
 import { readPixels } from './image-features.js';
 import { resolveParams } from './params.js';
 import type { EngineRequest } from './protocol.js';
@@ -27,7 +29,7 @@ export class PromptBuilder {
   }
 
   /** Errors: INVALID_ARGUMENT (options, an empty or too long prompt, pixels, invalid UTF-16), UNSUPPORTED (images). `maxContext` and `arrival`: see Engine and Sequence. */
-  build(id: number, request: EngineRequest, maxContext: number, arrival: number): Sequence {
+  build(id: number, request: EngineRequest, maxContext: number, arrival: number): SequenceGroup {
     const { config, generation } = this.#checkpoint;
     const params = resolveParams(request.params, generation);
     const images = (request.images ?? []).map(readPixels);
@@ -36,7 +38,7 @@ export class PromptBuilder {
     }
     const ids = this.#promptIds(request.prompt, images.length > 0, maxContext);
     const placed = placeImageTokens(config, ids, images.length);
-    return new Sequence({
+    const sequence = new Sequence({
       id,
       promptTokens: config.imageTokenId === undefined ? withoutIds(placed.ids, placed.imageRows) : placed.ids,
       imagePositions: placed.imageRows,
@@ -47,9 +49,10 @@ export class PromptBuilder {
       badWordIds: params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
       // BLIP-2 over OPT was trained on captions between a space and a newline; the reference strips them.
       trimText: config.vision !== undefined && config.text.modelType === 'opt',
-      detokenizer: new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
+      detokenizer: () => new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
       arrival,
     });
+    return params.numBeams > 1 ? new BeamSearch(sequence) : sequence;
   }
 
   #promptIds(prompt: string | readonly number[], hasImages: boolean, maxContext: number): number[] {

@@ -101,6 +101,15 @@ export interface Timings {
   tokensPerSecond: number;
 }
 
+/** One answer of a beam search. */
+export interface Beam {
+  text: string;
+  /** New tokens only, the end-of-sequence token included. */
+  tokenIds: number[];
+  /** Sum of the log-probabilities / length ** lengthPenalty, after penalties and bans. */
+  score: number;
+}
+
 export interface EngineResult {
   text: string;
   /** New tokens only, the end-of-sequence token included. */
@@ -109,6 +118,8 @@ export interface EngineResult {
   usage: Usage;
   timings: Timings;
   logprobs?: TokenLogprob[];
+  /** Of a beam search: the `numReturnSequences` best answers, best first. The first one is `text` and `tokenIds`. */
+  beams?: Beam[];
   seed: number;
 }
 

@@ -9,10 +9,12 @@ import type { VisionLanguageModel } from '../models/model.js';
 import { Tensor, ops, scope } from '../tensor/index.js';
 import { layOutBatch } from './batch.js';
 import { DecodeGraphs } from './decode-graphs.js';
-import type { Runner, StepOutput } from './engine.js';
+import type { Runner } from './engine.js';
+import type { StepOutput } from './group.js';
 import type { ImageEncoder } from './image-encoder.js';
+import type { BlockCopy } from './kv-cache.js';
 import type { KvPool } from './kv-pool.js';
-import { sampleTokens } from './sampler.js';
+import { nextTokens } from './next-tokens.js';
 import type { ScheduledSequence } from './scheduler.js';
 import type { Sequence } from './sequence.js';
 import { viewStep } from './step-inputs.js';
@@ -47,8 +49,9 @@ export class ModelRunner implements Runner {
     if (options.decodeGraphs !== false) this.#graphs = new DecodeGraphs(options);
   }
 
-  runStep(batch: readonly ScheduledSequence[]): (StepOutput | undefined)[] {
+  runStep(batch: readonly ScheduledSequence[], copies: readonly BlockCopy[]): (StepOutput | undefined)[] {
     return scope(() => {
+      this.#options.kvPool.copyBlocks(copies);
       const outputs = new Map<ScheduledSequence, StepOutput>();
       const images = batch.flatMap((item) => this.#imageRows(item, outputs));
       const healthy = batch.filter((item) => !outputs.has(item));
@@ -56,7 +59,7 @@ export class ModelRunner implements Runner {
       if (healthy.length > 0) {
         const logits = this.#forward(healthy, images);
         const sequences = sampled.map(({ sequence }) => sequence);
-        const tokens = logits === undefined ? [] : sampleTokens(logits, sequences, this.#options.device);
+        const tokens = logits === undefined ? [] : nextTokens(logits, sequences, this.#options.device);
         sampled.forEach((item, i) => outputs.set(item, tokens[i]!));
       }
       return batch.map((item) => outputs.get(item));
@@ -101,7 +104,7 @@ export class ModelRunner implements Runner {
       outputs.set(item, { error });
       return [];
     } finally {
-      sequence.imageMs += performance.now() - began;
+      sequence.timer.imageMs += performance.now() - began;
     }
   }
 

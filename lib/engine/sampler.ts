@@ -3,8 +3,10 @@
 // request's seed and its number of generated tokens), so neither the batch nor a preemption changes a draw.
 
 import { QFormerError } from '../errors.js';
-import { Tensor, ops } from '../tensor/index.js';
-import type { StepOutput } from './engine.js';
+import type { Tensor } from '../tensor/index.js';
+import { ops } from '../tensor/index.js';
+import type { StepOutput } from './group.js';
+import { penalize, together } from './penalties.js';
 import type { TokenLogprob } from './protocol.js';
 import type { Sequence } from './sequence.js';
 
@@ -25,53 +27,6 @@ export function sampleTokens(logits: Tensor, sequences: readonly Sequence[], dev
     const logprob = entries[row];
     return logprob === undefined ? { tokenId } : { tokenId, logprob };
   });
-}
-
-/** Lists as views of one tensor each, so that they reach the device in one copy. Parts are aligned to 16 elements. */
-function together(
-  lists: readonly (readonly number[])[],
-  array: typeof Int32Array | typeof Float32Array,
-  device: string,
-) {
-  const starts: number[] = [];
-  let end = 0;
-  for (const { length } of lists) {
-    starts.push(end);
-    end += Math.ceil(length / 16) * 16;
-  }
-  const packed = new array(end);
-  lists.forEach((list, i) => packed.set(list, starts[i]));
-  const tensor = Tensor.fromArray(packed, [end], { device });
-  return lists.map(({ length }, i) => tensor.slice(0, starts[i]!, starts[i]! + length));
-}
-
-function penalize(logits: Tensor, sequences: readonly Sequence[], device: string): void {
-  const history = new Ragged();
-  const banned = new Ragged();
-  for (const { rules, params } of sequences) {
-    history.push(params.repetitionPenalty === 1 ? [] : rules.history);
-    banned.push(rules.banned());
-  }
-  if (history.values.length + banned.values.length === 0) return;
-  const lists = [history.values, history.offsets, banned.values, banned.offsets];
-  const [ids, cuHistory, bannedIds, cuBanned] = together(lists, Int32Array, device) as [Tensor, Tensor, Tensor, Tensor];
-  const [repetitionPenalty] = together(
-    [sequences.map(({ params }) => params.repetitionPenalty)],
-    Float32Array,
-    device,
-  ) as [Tensor];
-  ops.penalizeLogits(logits, { history: ids, cuHistory, banned: bannedIds, cuBanned, repetitionPenalty });
-}
-
-/** Lists of different length behind each other. */
-class Ragged {
-  readonly values: number[] = [];
-  readonly offsets: number[] = [0];
-
-  push(list: readonly number[]): void {
-    for (const value of list) this.values.push(value);
-    this.offsets.push(this.values.length);
-  }
 }
 
 function draw(logits: Tensor, sequences: readonly Sequence[], device: string): Int32Array {

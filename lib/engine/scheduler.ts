@@ -1,10 +1,11 @@
 // Who runs in the next step. One step carries both kinds of work: each decoding sequence takes one token, the rest of the
 // token budget goes to prefill, oldest first, long prompts in chunks. Admission is strictly first come, first served, so
-// nobody starves. When the pool is full, the youngest running sequence gives its blocks back and later recomputes prompt
+// nobody starves. When the pool is full, the youngest running group gives its blocks back and later recomputes prompt
 // and answer; the kernels' results do not depend on chunking, so it continues as if nothing had happened.
 
 import { QFormerError } from '../errors.js';
-import type { BlockManager } from './kv-cache.js';
+import type { SequenceGroup } from './group.js';
+import type { BlockCopy, BlockManager } from './kv-cache.js';
 import type { Sequence } from './sequence.js';
 
 /** A sequence's part of a step: tokens [start, start + count) are computed; `sample` where they reach its end. */
@@ -15,19 +16,25 @@ export interface ScheduledSequence {
   sample: boolean;
 }
 
+/** The work of one step. */
+export interface ScheduledStep {
+  batch: ScheduledSequence[];
+  /** Blocks to copy before anything is written. */
+  copies: BlockCopy[];
+}
+
 export interface SchedulerOptions {
   maxBatchSize: number;
-  /** Tokens of one step; at least maxBatchSize + 1 are used, so that prefill always advances. */
+  /** Tokens of one step; more are used where all that decode and one more need them, so that prefill always advances. */
   maxStepTokens: number;
 }
 
-/** Waiting and running sequences. */
+/** Waiting and running groups. */
 export class Scheduler {
-  readonly #waiting: Sequence[] = [];
-  readonly #running: Sequence[] = [];
+  readonly #waiting: SequenceGroup[] = [];
+  readonly #running: SequenceGroup[] = [];
   readonly #budget: number;
-  #arrivals = 0;
-  /** Times a sequence lost its blocks. */
+  /** Times a group lost its blocks. */
   preemptions = 0;
 
   constructor(
@@ -45,88 +52,137 @@ export class Scheduler {
     return this.#running.length;
   }
 
-  /** All sequences, running ones first. */
-  get sequences(): Sequence[] {
+  /** All groups, running ones first. */
+  get groups(): SequenceGroup[] {
     return [...this.#running, ...this.#waiting];
   }
 
-  /** Queues a sequence. */
-  add(sequence: Sequence): void {
-    sequence.arrivalOrder = this.#arrivals++;
-    this.#waiting.push(sequence);
+  /** Queues a group. */
+  add(group: SequenceGroup): void {
+    this.#waiting.push(group);
   }
 
-  /** Forgets a sequence and frees its blocks. */
-  remove(sequence: Sequence): void {
+  /** Forgets a group and frees its blocks. */
+  remove(group: SequenceGroup): void {
     for (const queue of [this.#running, this.#waiting]) {
-      const index = queue.indexOf(sequence);
+      const index = queue.indexOf(group);
       if (index >= 0) queue.splice(index, 1);
     }
-    this.blocks.release(sequence);
+    for (const sequence of group.sequences) this.blocks.release(sequence);
   }
 
-  /** Chooses the next step's work; empty only when nothing is queued. `onStart` hears of each sequence that begins to run. */
-  schedule(onStart?: (sequence: Sequence, cachedTokens: number) => void): ScheduledSequence[] {
-    const step: ScheduledSequence[] = [];
-    const decoding = this.#running.filter((sequence) => sequence.numPending === 1).length;
-    let budget = this.#budget - decoding;
+  /** Chooses the next step's work; empty only when nothing is queued. `onStart` hears of each group that begins to run. */
+  schedule(onStart?: (group: SequenceGroup, cachedTokens: number) => void): ScheduledStep {
+    const step: ScheduledStep = { batch: [], copies: [] };
+    const ready = this.#running.map((group) => this.#ready(group));
+    const decoding = ready.flat().filter((sequence) => sequence.numPending === 1).length;
+    let budget = Math.max(this.#budget, decoding + 1) - decoding;
     const full = this.preemptions;
     for (let i = 0; i < this.#running.length; i++) {
-      const sequence = this.#running[i]!;
-      const isDecode = sequence.numPending === 1;
-      const count = isDecode ? 1 : Math.min(sequence.numPending, budget);
-      if (count === 0) continue;
-      if (!this.#makeRoom(sequence, sequence.numComputed + count)) break;
-      if (!isDecode) budget -= count;
-      step.push(entry(sequence, count));
+      const work = planWork(ready[i]!, budget);
+      if (work.length === 0) continue;
+      const copies = this.#makeRoom(this.#running[i]!, work);
+      if (copies === undefined) break;
+      for (const { sequence, count } of work) if (sequence.numPending > 1) budget -= count;
+      step.batch.push(...work);
+      step.copies.push(...copies);
     }
-    // A step that had to preempt admits nobody: the sequence just stopped would come straight back.
-    if (this.preemptions === full) this.#admit(step, budget, onStart);
-    if (step.length === 0 && this.#waiting.length > 0 && this.#running.length === 0) {
+    // A step that had to preempt admits nobody: the group just stopped would come straight back.
+    if (this.preemptions === full) this.#admit(step.batch, budget, onStart);
+    if (step.batch.length === 0 && this.#waiting.length > 0 && this.#running.length === 0) {
       throw new QFormerError('INTERNAL', 'no waiting request fits an empty KV pool');
     }
     return step;
   }
 
   #admit(
-    step: ScheduledSequence[],
+    batch: ScheduledSequence[],
     budget: number,
-    onStart?: (sequence: Sequence, cachedTokens: number) => void,
+    onStart?: (group: SequenceGroup, cachedTokens: number) => void,
   ): void {
-    while (budget > 0 && this.#waiting.length > 0 && this.#running.length < this.options.maxBatchSize) {
-      const sequence = this.#waiting[0]!;
+    while (budget > 0 && this.#waiting.length > 0) {
+      const group = this.#waiting[0]!;
+      const width = this.#running.reduce((sum, running) => sum + running.width, 0);
+      // One that is wider than the batch runs alone.
+      if (this.#running.length > 0 && width + group.width > this.options.maxBatchSize) return;
+      const first = group.sequences[0]!;
       // One block of headroom for each running sequence: admitting into the last blocks would only preempt at once.
-      const cached = this.blocks.start(sequence, this.#running.length);
+      const cached = this.blocks.start(first, width + this.#blocksOfOthers(group));
       if (cached < 0) return;
       this.#waiting.shift();
-      this.#running.push(sequence);
-      sequence.numComputed = cached;
-      onStart?.(sequence, cached);
-      const count = Math.min(sequence.numPending, budget);
+      this.#running.push(group);
+      first.numComputed = cached;
+      onStart?.(group, cached);
+      const count = Math.min(first.numPending, budget);
       budget -= count;
-      step.push(entry(sequence, count));
+      batch.push(entry(first, count));
     }
   }
 
-  /** Room for `tokens` tokens, at the cost of younger sequences; false when the sequence itself had to give way. */
-  #makeRoom(sequence: Sequence, tokens: number): boolean {
-    while (!this.blocks.grow(sequence, tokens)) {
+  /** Blocks that the sequences of a waiting group need beside those of the first one. */
+  #blocksOfOthers({ sequences }: SequenceGroup): number {
+    const shared = Math.floor(commonLength(sequences) / this.blocks.blockSize);
+    return sequences.slice(1).reduce((sum, { tokens }) => sum + this.blocks.blocksFor(tokens.length) - shared, 0);
+  }
+
+  /** The sequences of a running group that can be computed: after a preemption the first one alone, until it has what they share. */
+  #ready({ sequences }: SequenceGroup): readonly Sequence[] {
+    const [first, ...others] = sequences as [Sequence, ...Sequence[]];
+    const waiting = others.filter(({ blockTable }) => blockTable.length === 0);
+    if (waiting.length === 0) return sequences;
+    const shared = commonLength(sequences);
+    if (first.numComputed < shared) return [first];
+    for (const sequence of waiting) {
+      this.blocks.fork(first, sequence, shared);
+      sequence.numComputed = shared;
+    }
+    return sequences;
+  }
+
+  /** Room for a group's work, at the cost of younger groups; undefined when the group itself had to give way. */
+  #makeRoom(group: SequenceGroup, work: readonly ScheduledSequence[]): BlockCopy[] | undefined {
+    const writes = work.map(({ sequence, start, count }) => ({ owner: sequence, start, end: start + count }));
+    for (;;) {
+      const copies = this.blocks.reserve(writes);
+      if (copies !== undefined) return copies;
       const victim = this.#running.pop()!;
       this.#preempt(victim);
-      if (victim === sequence) return false;
+      if (victim === group) return undefined;
     }
-    return true;
   }
 
-  #preempt(sequence: Sequence): void {
-    this.blocks.release(sequence);
-    sequence.numComputed = 0;
-    sequence.preemptions++;
+  #preempt(group: SequenceGroup): void {
+    for (const sequence of group.sequences) {
+      this.blocks.release(sequence);
+      sequence.numComputed = 0;
+    }
+    group.preemptions++;
     this.preemptions++;
-    this.#waiting.unshift(sequence);
+    this.#waiting.unshift(group);
   }
+}
+
+/** What `sequences` do in a step: one token each that decodes, and `budget` tokens of the others. */
+function planWork(sequences: readonly Sequence[], budget: number): ScheduledSequence[] {
+  const work: ScheduledSequence[] = [];
+  let left = budget;
+  for (const sequence of sequences) {
+    const isDecode = sequence.numPending === 1;
+    const count = isDecode ? 1 : Math.min(sequence.numPending, left);
+    if (!isDecode) left -= count;
+    if (count > 0) work.push(entry(sequence, count));
+  }
+  return work;
 }
 
 function entry(sequence: Sequence, count: number): ScheduledSequence {
   return { sequence, start: sequence.numComputed, count, sample: count === sequence.numPending };
+}
+
+/** Tokens that all sequences begin with. */
+function commonLength(sequences: readonly Sequence[]): number {
+  const [first, ...others] = sequences as [Sequence, ...Sequence[]];
+  const differs = (id: number, at: number): boolean => others.some(({ tokens }) => tokens[at] !== id);
+  const end = first.tokens.findIndex(differs);
+  return end < 0 ? first.tokens.length : end;
 }

@@ -1,9 +1,13 @@
-// One request while it lives in the engine: its tokens, how many of them are in the KV cache, its blocks, what it may
-// produce next, its visible text, and when it is finished. A sequence only records; the scheduler and the engine decide.
+// One line of tokens while it lives in the engine: how many of them are in the KV cache, its blocks, what it may produce
+// next, its visible text, and when it is finished. A sequence only records; the scheduler and the engine decide. Most
+// requests are one sequence, and a sequence is the group of itself; those of a beam search are forks of a first one.
 
+import { QFormerError } from '../errors.js';
+import type { GroupStep, SequenceGroup, StepOutput } from './group.js';
 import { LogitRules } from './logits.js';
 import type { ResolvedParams } from './params.js';
-import type { Delta, EngineResult, FinishReason, Timings, TokenLogprob } from './protocol.js';
+import type { Delta, EngineResult, FinishReason, TokenLogprob, Usage } from './protocol.js';
+import { RequestTimer } from './request-timer.js';
 import { TextStream, type Detokenizer } from './text-stream.js';
 
 /** An image of a request: decoded pixels and their digest. */
@@ -29,15 +33,18 @@ export interface SequenceInit {
   params: ResolvedParams;
   eosTokenIds: readonly number[];
   badWordIds?: readonly (readonly number[])[];
-  detokenizer: Detokenizer;
+  /** Makes the detokenizer of one answer. */
+  detokenizer: () => Detokenizer;
   /** The text has no white space around it. Default false. */
   trimText?: boolean;
   /** Clock reading at arrival, ms. */
   arrival: number;
 }
 
-export class Sequence {
+export class Sequence implements SequenceGroup {
   readonly id: number;
+  readonly width = 1;
+  readonly sequences: readonly Sequence[] = [this];
   readonly params: ResolvedParams;
   /** Prompt and generated tokens. */
   readonly tokens: number[];
@@ -56,35 +63,38 @@ export class Sequence {
   /** Prompt tokens found in the prefix cache when it first ran. */
   cachedTokens = 0;
   preemptions = 0;
-  /** Order of arrival, set by the scheduler. */
-  arrivalOrder = 0;
+  /** Shared by forks. */
+  readonly timer: RequestTimer;
 
-  /** Time spent on its images, ms; the runner adds to it. */
-  imageMs = 0;
-  #started: number | undefined;
-  #firstToken: number | undefined;
-  #lastToken: number | undefined;
-  readonly #arrival: number;
+  readonly #init: SequenceInit;
   readonly #eos: ReadonlySet<number>;
   readonly #text: TextStream;
   readonly #logprobs: TokenLogprob[] = [];
 
-  constructor(init: SequenceInit) {
+  /** With `origin`, a sequence that goes on from its tokens by itself; see `fork`. */
+  constructor(init: SequenceInit, origin?: Sequence) {
+    this.#init = init;
     this.id = init.id;
     this.params = init.params;
-    this.tokens = [...init.promptTokens];
+    this.tokens = [...(origin?.tokens ?? init.promptTokens)];
     this.promptLength = init.promptTokens.length;
     this.imagePositions = init.imagePositions ?? [];
     this.images = init.images ?? [];
     this.instructionIds = init.instructionIds;
-    this.cacheSeed = cacheSeed(this.images, init.instructionIds);
-    this.rules = new LogitRules(
-      { ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds },
-      this.tokens,
-    );
-    this.#arrival = init.arrival;
+    this.cacheSeed = origin?.cacheSeed ?? cacheSeed(this.images, init.instructionIds);
+    this.rules =
+      origin?.rules.fork() ??
+      new LogitRules({ ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds }, this.tokens);
+    this.timer = origin?.timer ?? new RequestTimer(init.arrival);
+    this.numComputed = origin?.numComputed ?? 0;
+    this.blockHashes = [...(origin?.blockHashes ?? [])];
     this.#eos = new Set(init.params.ignoreEos ? [] : init.eosTokenIds);
-    this.#text = new TextStream(init.detokenizer, init.params.stop, init.trimText);
+    this.#text = new TextStream(init.detokenizer(), init.params.stop, init.trimText);
+  }
+
+  /** A sequence with the same tokens that goes on by itself. The block manager gives it the blocks of this one. */
+  fork(): Sequence {
+    return new Sequence(this.#init, this);
   }
 
   /** Generated tokens so far; also the sampling step of the next one. */
@@ -97,11 +107,31 @@ export class Sequence {
     return this.tokens.length - this.numComputed;
   }
 
-  /** Notes the first step that runs this sequence. */
+  /** Candidates for the next token that a beam search wants of it; 0: one token is drawn. */
+  get numCandidates(): number {
+    const { numBeams } = this.params;
+    return numBeams === 1 ? 0 : Math.max(2, 1 + this.#eos.size) * numBeams;
+  }
+
+  /** Whether `id` ends an answer. */
+  isEos(id: number): boolean {
+    return this.#eos.has(id);
+  }
+
   markStarted(now: number, cachedTokens: number): void {
-    if (this.#started !== undefined) return;
-    this.#started = now;
-    this.cachedTokens = cachedTokens;
+    if (this.timer.start(now)) this.cachedTokens = cachedTokens;
+  }
+
+  accept(outputs: ReadonlyMap<Sequence, StepOutput>, { maxTokens, now }: GroupStep) {
+    const output = outputs.get(this);
+    if (output === undefined || !('tokenId' in output)) throw new QFormerError('INTERNAL', 'the runner gave no token');
+    return this.append(output.tokenId, output.logprob, maxTokens, now);
+  }
+
+  /** Adds a token without looking at its text. */
+  extend(id: number): void {
+    this.tokens.push(id);
+    this.rules.append(id);
   }
 
   /** Adds a sampled token. `maxTokens` bounds prompt and answer together. Answers what to show and whether it was the last. */
@@ -111,10 +141,8 @@ export class Sequence {
     maxTokens: number,
     now: number,
   ): { delta: Delta; finished?: FinishReason } {
-    this.#firstToken ??= now;
-    this.#lastToken = now;
-    this.tokens.push(id);
-    this.rules.append(id);
+    this.timer.token(now);
+    this.extend(id);
     const mayStop = this.numGenerated >= this.params.minNewTokens;
     const isEos = this.#eos.has(id);
     let text = isEos ? '' : this.#text.push(id, mayStop);
@@ -129,45 +157,38 @@ export class Sequence {
     return full ? { delta, finished: 'length' } : { delta };
   }
 
-  /** Text held back so far, for an answer that ends early. */
-  flush(): string {
-    return this.#text.finish();
+  flush(): Delta | undefined {
+    const text = this.#text.finish();
+    return text === '' ? undefined : { text, tokenIds: [] };
   }
 
-  /** What the request gets in the end. */
   result(finishReason: FinishReason, now: number): EngineResult {
+    const tokenIds = this.tokens.slice(this.promptLength);
     const result: EngineResult = {
       text: this.#text.text,
-      tokenIds: this.tokens.slice(this.promptLength),
+      tokenIds,
       finishReason,
-      usage: {
-        promptTokens: this.promptLength,
-        completionTokens: this.numGenerated,
-        cachedTokens: this.cachedTokens,
-        imageTokens: this.imagePositions.length,
-      },
-      timings: this.#timings(now),
+      usage: this.usage(tokenIds.length),
+      timings: this.timer.timings(tokenIds.length, now),
       seed: this.params.seed,
     };
     if (this.params.logprobs >= 0) result.logprobs = this.#logprobs;
     return result;
   }
 
-  #timings(now: number): Timings {
-    const started = this.#started ?? now;
-    const first = this.#firstToken ?? now;
-    const last = this.#lastToken ?? now;
-    const decodeMs = last - first;
-    const decoded = this.numGenerated - 1;
-    return {
-      queueMs: started - this.#arrival,
-      imageMs: this.imageMs,
-      prefillMs: Math.max(0, first - started - this.imageMs),
-      decodeMs,
-      timeToFirstTokenMs: first - this.#arrival,
-      totalMs: now - this.#arrival,
-      tokensPerSecond: decoded > 0 && decodeMs > 0 ? (decoded * 1000) / decodeMs : 0,
-    };
+  /** Of a request with this prompt. */
+  usage(completionTokens: number): Usage {
+    const { promptLength: promptTokens, cachedTokens, imagePositions } = this;
+    return { promptTokens, completionTokens, cachedTokens, imageTokens: imagePositions.length };
+  }
+
+  /** The text of another answer to this prompt, and whether a stop string ends it. `whole`: nothing is to come, held text is shown. */
+  render(answer: readonly number[], whole: boolean): { text: string; stopped: boolean } {
+    const { stop, minNewTokens } = this.params;
+    const stream = new TextStream(this.#init.detokenizer(), stop, this.#init.trimText);
+    answer.forEach((id, i) => this.isEos(id) || stream.push(id, i + 1 >= minNewTokens));
+    if (whole) stream.finish(answer.length >= minNewTokens);
+    return { text: stream.text, stopped: stream.stopped };
   }
 }
 

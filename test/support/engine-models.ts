@@ -2,7 +2,9 @@
 import { createHash } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import sharp from 'sharp';
+import { BeamSearch } from '../../lib/engine/beam-search.js';
 import { Engine, type EngineEvent, type EngineLimits } from '../../lib/engine/engine.js';
+import type { SequenceGroup } from '../../lib/engine/group.js';
 import { ImageEncoder } from '../../lib/engine/image-encoder.js';
 import { KvPool } from '../../lib/engine/kv-pool.js';
 import { resolveParams, type GenerateParams } from '../../lib/engine/params.js';
@@ -110,9 +112,15 @@ export function idsSequence(id: number, model: VisionLanguageModel, request: Ids
     params: resolveParams({ seed: 1, ...request.params }),
     eosTokenIds: request.eosTokenIds ?? [2],
     badWordIds: (request.params?.badWords ?? []) as number[][],
-    detokenizer: { push: (token) => `${token} `, flush: () => '' },
+    detokenizer: () => ({ push: (token) => `${token} `, flush: () => '' }),
     arrival: performance.now(),
   });
+}
+
+/** The request as the engine takes it: a sequence, or with `numBeams` a beam search. */
+export function idsGroup(id: number, model: VisionLanguageModel, request: IdsRequest): SequenceGroup {
+  const sequence = idsSequence(id, model, request);
+  return sequence.params.numBeams > 1 ? new BeamSearch(sequence) : sequence;
 }
 
 /** Runs until nothing is left. Throws the first request's error. */

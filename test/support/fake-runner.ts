@@ -1,7 +1,10 @@
 // A runner without tensors whose next token depends on every key and value a real one would read: each slot of its pool holds
 // a digest of the whole prefix, read through the block table. A wrongly shared, stale or overwritten block changes the answer.
+import { BeamSearch } from '../../lib/engine/beam-search.js';
 import { resolveParams, type GenerateParams } from '../../lib/engine/params.js';
-import type { Runner, StepOutput } from '../../lib/engine/engine.js';
+import type { Runner } from '../../lib/engine/engine.js';
+import type { Candidates, SequenceGroup, StepOutput } from '../../lib/engine/group.js';
+import type { BlockCopy } from '../../lib/engine/kv-cache.js';
 import type { ScheduledSequence } from '../../lib/engine/scheduler.js';
 import { Sequence, type SequenceImage } from '../../lib/engine/sequence.js';
 import type { Detokenizer } from '../../lib/engine/text-stream.js';
@@ -48,6 +51,17 @@ function choose(state: number, sequence: Sequence, eosEvery: number): number {
   }
 }
 
+/** The best next tokens by log-probabilities that depend on the whole prefix. */
+function rank(state: number, sequence: Sequence): Candidates {
+  const banned = new Set(sequence.rules.banned());
+  const all = Array.from({ length: VOCAB }, (_, id) => {
+    return { id, logprob: Math.fround(-(mix(mix(state, sequence.params.seed), id + 1) >>> 0) / 2 ** 30) };
+  }).filter(({ id }) => !banned.has(id));
+  all.sort((a, b) => b.logprob - a.logprob);
+  const best = all.slice(0, sequence.numCandidates);
+  return { ids: best.map(({ id }) => id), logprobs: best.map(({ logprob }) => logprob) };
+}
+
 export interface FakeRunnerOptions {
   numBlocks: number;
   blockSize: number;
@@ -63,13 +77,18 @@ export class FakeRunner implements Runner {
   fault: ((sequence: Sequence) => unknown) | undefined;
   maxBatch = 0;
   computedTokens = 0;
+  copiedBlocks = 0;
 
   constructor(private readonly options: FakeRunnerOptions) {
     this.slots = new Int32Array(options.numBlocks * options.blockSize);
   }
 
-  runStep(batch: readonly ScheduledSequence[]): (StepOutput | undefined)[] {
+  runStep(batch: readonly ScheduledSequence[], copies: readonly BlockCopy[] = []): (StepOutput | undefined)[] {
     this.before?.(batch);
+    const { blockSize } = this.options;
+    const sources = copies.map(({ from }) => this.slots.slice(from * blockSize, (from + 1) * blockSize));
+    copies.forEach(({ to }, i) => this.slots.set(sources[i]!, to * blockSize));
+    this.copiedBlocks += copies.length;
     this.maxBatch = Math.max(this.maxBatch, batch.length);
     return batch.map((item) => this.#run(item));
   }
@@ -84,6 +103,7 @@ export class FakeRunner implements Runner {
     if (!sample) return undefined;
     const error = this.fault?.(sequence);
     if (error !== undefined) return { error };
+    if (sequence.numCandidates > 0) return { candidates: rank(state, sequence) };
     return { tokenId: choose(state, sequence, this.options.eosEvery ?? 40) };
   }
 
@@ -98,6 +118,12 @@ export interface FakeRequest {
   params?: GenerateParams;
   images?: string[];
   instructionIds?: number[];
+}
+
+/** A request for the fake runner as the engine takes it. */
+export function fakeGroup(id: number, request: FakeRequest): SequenceGroup {
+  const sequence = fakeSequence(id, request);
+  return sequence.params.numBeams > 1 ? new BeamSearch(sequence) : sequence;
 }
 
 /** A sequence for the fake runner; images are given by digest alone. */
@@ -116,7 +142,7 @@ export function fakeSequence(id: number, request: FakeRequest): Sequence {
     params: resolveParams({ seed: 1, ...request.params }),
     eosTokenIds: [EOS],
     badWordIds: (request.params?.badWords ?? []) as number[][],
-    detokenizer: new LetterDetokenizer(),
+    detokenizer: () => new LetterDetokenizer(),
     arrival: 0,
   });
 }
@@ -131,5 +157,51 @@ export function aloneTokens(request: FakeRequest, maxContext: number, eosEvery =
     state = mix(state, id);
     const { finished } = sequence.append(id, undefined, maxContext, 0);
     if (finished !== undefined) return sequence.tokens.slice(sequence.promptLength);
+  }
+}
+
+interface Line {
+  sequence: Sequence;
+  state: number;
+  sum: number;
+}
+
+/** The answers of a beam search that has the machine to itself, from the definition; scores as the sums divided by the penalty. */
+export function aloneBeams(request: FakeRequest, maxContext: number): { tokenIds: number[]; score: number }[] {
+  const first = fakeSequence(-1, request);
+  const { numBeams, lengthPenalty, earlyStopping, maxNewTokens } = first.params;
+  const most = Math.min(maxNewTokens, maxContext - request.prompt.length);
+  const start = request.prompt.reduce(mix, seedState(first));
+  let lines: Line[] = [{ sequence: first, state: start, sum: 0 }];
+  const done: { tokenIds: number[]; score: number }[] = [];
+  for (let length = 1; ; length++) {
+    const candidates = lines
+      .flatMap((line) => {
+        const { ids, logprobs } = rank(line.state, line.sequence);
+        return ids.map((id, i) => ({ line, id, sum: Math.fround(line.sum + logprobs[i]!) }));
+      })
+      .sort((a, b) => b.sum - a.sum)
+      .slice(0, first.numCandidates);
+    const next: Line[] = [];
+    candidates.forEach(({ line, id, sum }, place) => {
+      const tokens = [...line.sequence.tokens.slice(request.prompt.length), id];
+      const text = tokens.map(letter).join('');
+      const stops = first.params.stop.some((stop) => text.includes(stop));
+      if (first.isEos(id) || stops || length >= most) {
+        if (place < numBeams) done.push({ tokenIds: tokens, score: sum / length ** lengthPenalty });
+      } else if (next.length < numBeams) {
+        const sequence = line.sequence.fork();
+        sequence.extend(id);
+        next.push({ sequence, state: mix(line.state, id), sum });
+      }
+    });
+    done.sort((a, b) => b.score - a.score);
+    done.splice(numBeams);
+    const hopeful = earlyStopping === 'never' && lengthPenalty > 0 ? most : length;
+    const isFull = done.length === numBeams;
+    const worst = done[done.length - 1]?.score ?? -Infinity;
+    if (next.length === 0) return done;
+    if (isFull && (earlyStopping === true || next[0]!.sum / hopeful ** lengthPenalty <= worst)) return done;
+    lines = next;
   }
 }
