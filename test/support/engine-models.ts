@@ -33,13 +33,14 @@ export interface LoadOptions extends Partial<EngineLimits> {
   decodeGraphs?: boolean;
   imageCacheBytes?: number;
   dir?: string;
+  languageModel?: string;
   device?: string;
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
   quantize?: 'int8' | 'int4';
 }
 
 export async function loadEngine(name: string, options: LoadOptions = {}): Promise<LoadedEngine> {
-  const checkpoint = openCheckpoint(options.dir ?? fixturePath(name));
+  const checkpoint = openCheckpoint(options.dir ?? fixturePath(name), { languageModel: options.languageModel });
   const device = options.device ?? 'cpu';
   const { dtype = 'auto', quantize } = options;
   const weights = new Weights(checkpoint, { device, dtype, ...(quantize && { quantize }) });
