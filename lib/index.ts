@@ -19,7 +19,9 @@ export type {
   SearchOptions,
 } from './options.js';
 export type { PromptConfig } from './prompts.js';
+export type { CaptionDefaults } from './caption-defaults.js';
 export type {
+  Beam,
   EngineInfo,
   EngineStats,
   FinishReason,

@@ -87,9 +87,9 @@ export class Model {
     return this.#templates.languages;
   }
 
-  /** Describes an image. The caption prompt has no template, so `raw` changes nothing. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
+  /** Describes an image, with five beams where the model was made for it (its text then comes as one piece). The caption prompt has no template, so `raw` changes nothing. Errors: IO, FORMAT, UNSUPPORTED, ABORTED. */
   caption(image: ModelImage, options: CaptionOptions = {}): Generation {
-    const params = captionParams(options);
+    const params = captionParams(options, this.#templates.captionOptions);
     return this.#start('caption', {
       prompt: options.prompt ?? this.#templates.caption(options.lang),
       image,

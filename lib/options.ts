@@ -2,6 +2,7 @@
 // silently ignored `maxTokens` costs an afternoon). What concerns sampling and stopping is defined in engine/params.ts;
 // here is the rest: loading, images, templates.
 
+import { withCaptionDefaults, type CaptionDefaults } from './caption-defaults.js';
 import type { ChatMessage } from './chat.js';
 import { PARAM_NAMES, resolveParams, type GenerateParams, type ParamDefaults } from './engine/params.js';
 import { checkOptions, describe, QFormerError } from './errors.js';
@@ -51,7 +52,7 @@ export interface GenerateOptions extends GenerateParams {
   exif?: boolean;
 }
 
-/** Options of `Model.caption`. */
+/** Options of `Model.caption`. BLIP-2 and InstructBLIP caption with five beams unless told otherwise; see docs/captioning.md. */
 export interface CaptionOptions extends GenerateOptions {
   /** Language of the built-in caption prompt. Default: the first one the model has. */
   lang?: string;
@@ -209,9 +210,9 @@ export function withTemperature(params: GenerateParams, defaults: ParamDefaults)
   return implied ? { ...params, temperature: 1 } : params;
 }
 
-/** As `requestParams`, for CaptionOptions. */
-export function captionParams(options: CaptionOptions): GenerateParams {
-  return checkRequest('caption', options, captionRules);
+/** As `requestParams`, for CaptionOptions; `defaults` are those of the model. */
+export function captionParams(options: CaptionOptions, defaults: CaptionDefaults = {}): GenerateParams {
+  return checkRequest('caption', options, captionRules, (params) => withCaptionDefaults(params, defaults));
 }
 
 /** As `requestParams`, for PromptOptions. */
@@ -219,11 +220,16 @@ export function promptParams(options: PromptOptions): GenerateParams {
   return checkRequest('generate', options, promptRules);
 }
 
-function checkRequest(where: string, options: GenerateOptions, rules: Record<string, Rule>): GenerateParams {
+function checkRequest(
+  where: string,
+  options: GenerateOptions,
+  rules: Record<string, Rule>,
+  complete = (params: GenerateParams): GenerateParams => params,
+): GenerateParams {
   checkOptions(where, options, [...PARAM_NAMES, ...Object.keys(rules)]);
   checkValues(where, options, rules);
   const given = Object.entries(options).filter(([name, value]) => value !== undefined && !(name in rules));
-  const params = Object.fromEntries(given) as GenerateParams;
+  const params = complete(Object.fromEntries(given) as GenerateParams);
   // The engine fills in the checkpoint's defaults later; checking here makes a wrong value throw at the call.
   resolveParams(params);
   return params;

@@ -3,7 +3,9 @@
 // because a checkpoint knows its training prompts and its config.json has no place for them.
 
 import { join } from 'node:path';
+import { captionDefaults, type CaptionDefaults } from './caption-defaults.js';
 import { customTemplate, namedSides, questionAnswer, type ChatTemplate, type ChatTurn } from './chat-template.js';
+import { MAX_BEAMS, MAX_LENGTH_PENALTY } from './engine/params.js';
 import { QFormerError } from './errors.js';
 import type { ChatNames } from './io/config.js';
 import { fileExists, isJsonObject, readJsonObject } from './io/files.js';
@@ -23,12 +25,16 @@ export interface PromptConfig {
   chatStop?: string[];
   /** How many earlier turns of a chat are repeated in the prompt. 0 for a model that answers single questions. */
   chatTurns?: number;
+  /** How captions are decoded, in place of the defaults of the architecture. */
+  captionOptions?: CaptionDefaults;
 }
 
 /** The prompts of one model. */
 export class PromptTemplates {
   /** Strings that end an answer made with a template. */
   readonly stop: readonly string[];
+  /** How captions are decoded. */
+  readonly captionOptions: CaptionDefaults;
   readonly #captions: Map<string, string>;
   readonly #answer: string | undefined;
   readonly #chat: ChatTemplate;
@@ -46,6 +52,7 @@ export class PromptTemplates {
     this.#chat = customTemplate(base, { turn, reply, stop });
     this.#chatTurns = config.chatTurns ?? Number.POSITIVE_INFINITY;
     this.stop = this.#chat.stop;
+    this.captionOptions = config.captionOptions ?? captionDefaults(modelType, chatNames);
   }
 
   /** The languages that `caption` has a prompt for; the first is the default. */
@@ -99,7 +106,29 @@ export function readPromptConfig(dir: string): PromptConfig {
     chatReply: placeholder(fields, 'chatReply', '{answer}'),
     chatStop: fields.optionalList('chatStop', 'non-empty strings', isNonEmpty),
     chatTurns: fields.optionalInteger('chatTurns', { min: 0, max: 1000 }),
+    captionOptions: readCaptionOptions(fields),
   };
+}
+
+const CAPTION_OPTIONS = {
+  maxNewTokens: { min: 1, max: 2 ** 31 - 1 },
+  minNewTokens: { min: 0, max: 2 ** 31 - 1 },
+  numBeams: { min: 1, max: MAX_BEAMS },
+  noRepeatNgramSize: { min: 0, max: 2 ** 31 - 1 },
+} as const;
+
+function readCaptionOptions(fields: JsonFields): CaptionDefaults | undefined {
+  const inner = fields.optionalObject('captionOptions');
+  if (inner === undefined) return undefined;
+  const options: CaptionDefaults = {
+    lengthPenalty: inner.optionalNumber('lengthPenalty', { min: -MAX_LENGTH_PENALTY, max: MAX_LENGTH_PENALTY }),
+    repetitionPenalty: inner.optionalNumber('repetitionPenalty', { min: 0.01, max: 100 }),
+    penalizePrompt: inner.optionalBoolean('penalizePrompt'),
+  };
+  for (const [name, bounds] of Object.entries(CAPTION_OPTIONS)) {
+    options[name as keyof typeof CAPTION_OPTIONS] = inner.optionalInteger(name, bounds);
+  }
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }
 
 const isNonEmpty = (value: unknown): value is string => typeof value === 'string' && value !== '';

@@ -84,6 +84,18 @@ describe('qformer caption', () => {
     });
   });
 
+  it('prints the best answers of a beam search with their scores, or as JSON', async () => {
+    const flags = ['caption', fox, '--num-beams', '4', '--length-penalty', '0', '--num-return-sequences', '2'];
+    const { stdout } = await qformer(flags);
+    expect(stdout).toMatch(/^-0\.\d{3} {2}A fox on a blue background\.\n-\d\.\d{3} {2}A .+\n$/);
+    const json = JSON.parse((await qformer([...flags, '--json'])).stdout) as {
+      text: string;
+      beams: { text: string }[];
+    };
+    expect(json.beams.map(({ text }) => text)[0]).toBe(json.text);
+    expect(json.beams).toHaveLength(2);
+  });
+
   it('captions in the language that is asked for, or with another prompt', async () => {
     expect((await qformer(['caption', fox, '--lang', 'zh'])).stdout).toBe('蓝色背景上的一只狐狸。\n');
     expect((await qformer(['caption', fox, '--prompt', 'What is this?'])).stdout).toBe('This is a fox.\n');

@@ -10,6 +10,42 @@ import { PromptTemplates, readPromptConfig } from '../lib/prompts.js';
 const invalid = (message: RegExp) =>
   expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringMatching(message) });
 
+describe('a caption', () => {
+  const blip2 = new PromptTemplates('blip-2').captionOptions;
+  const instructblip = new PromptTemplates('instructblip').captionOptions;
+
+  it('has five beams in BLIP-2 and InstructBLIP, with the lengths and penalty of LAVIS', () => {
+    expect(captionParams({}, blip2)).toEqual({ numBeams: 5, maxNewTokens: 30, minNewTokens: 1 });
+    expect(captionParams({}, instructblip)).toEqual({
+      numBeams: 5,
+      maxNewTokens: 256,
+      minNewTokens: 1,
+      repetitionPenalty: 1.5,
+      penalizePrompt: false,
+    });
+  });
+
+  it('has those of the caller before those, and those of qformer.json in their place', () => {
+    expect(captionParams({ numBeams: 3, maxNewTokens: 9 }, blip2)).toMatchObject({ numBeams: 3, maxNewTokens: 9 });
+    const { captionOptions } = new PromptTemplates('blip-2', { captionOptions: { numBeams: 2, lengthPenalty: 0.6 } });
+    expect(captionParams({}, captionOptions)).toEqual({ numBeams: 2, lengthPenalty: 0.6 });
+    expect(captionParams({ numBeams: 1 }, captionOptions)).toEqual({ numBeams: 1 });
+  });
+
+  it('has no beams where it is sampled or log-probabilities are asked for', () => {
+    for (const options of [{ temperature: 0.5 }, { topK: 5 }, { topP: 0.9 }, { minP: 0.1 }, { logprobs: 2 }]) {
+      expect(captionParams(options, blip2)).toEqual({ maxNewTokens: 30, minNewTokens: 1, ...options });
+    }
+  });
+
+  it('may have options of a beam search where the model searches', () => {
+    const options = { lengthPenalty: 2, numReturnSequences: 5, earlyStopping: true };
+    expect(captionParams(options, blip2)).toMatchObject({ ...options, numBeams: 5 });
+    expect(() => captionParams(options, {})).toThrow(invalid(/needs numBeams above 1/));
+    expect(() => captionParams({ numReturnSequences: 6 }, blip2)).toThrow(invalid(/numReturnSequences.*from 1 to 5/));
+  });
+});
+
 describe('request options', () => {
   it('are refused by name when misspelt, with the name that was meant', () => {
     expect(() => requestParams('answer', { maxTokens: 5 } as never)).toThrow(
@@ -189,6 +225,9 @@ describe("a model folder's qformer.json", () => {
     ['{"chatReply":"no place"}', /chatReply must contain '\{answer\}'/],
     ['{"chatStop":[""]}', /chatStop/],
     ['{"chatStop":"<human>"}', /chatStop/],
+    ['{"captionOptions":5}', /captionOptions/],
+    ['{"captionOptions":{"numBeams":0}}', /captionOptions.numBeams/],
+    ['{"captionOptions":{"penalizePrompt":1}}', /captionOptions.penalizePrompt/],
   ])('that holds %s is a FORMAT error naming file and key', (content, message) => {
     const error = expect.objectContaining({ code: 'FORMAT', message: expect.stringMatching(message) });
     expect(() => read(content)).toThrow(error);

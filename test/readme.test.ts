@@ -10,7 +10,14 @@ import { packageRoot } from '../lib/package-root.js';
 import { qformer } from './support/cli-process.js';
 import { codeBlocks, matches } from './support/markdown.js';
 
-const pages = ['README.md', 'docs/chat.md', 'docs/retrieval.md', 'docs/evaluation.md', 'docs/quantization.md'];
+const pages = [
+  'README.md',
+  'docs/captioning.md',
+  'docs/chat.md',
+  'docs/retrieval.md',
+  'docs/evaluation.md',
+  'docs/quantization.md',
+];
 const blocks = pages.flatMap((page) => codeBlocks(page).map((block) => ({ ...block, page })));
 const documents = [...pages, 'docs/architecture.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];
 

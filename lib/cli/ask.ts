@@ -3,7 +3,7 @@
 import type { Generation, GenerationResult } from '../generation.js';
 import type { CaptionOptions } from '../options.js';
 import { generateOptions, type CommonFlags } from './flags.js';
-import { fail, printJson } from './output.js';
+import { fail, oneLine, printJson } from './output.js';
 import { withModel } from './session.js';
 
 // Enough requests in flight to share steps and to decode images meanwhile, few enough to hold few decoded images.
@@ -32,7 +32,7 @@ export function answer(image: string, question: string, flags: CommonFlags): Pro
   });
 }
 
-/** Streams a request to stdout after `label`, or prints it as JSON with the fields of `about`. Returns the result. */
+/** Streams a request to stdout after `label`, or prints it as JSON with the fields of `about`; several answers each on a line with its score. Returns the result. */
 export async function print(
   generation: Generation,
   flags: CommonFlags,
@@ -42,6 +42,12 @@ export async function print(
   if (flags.json) {
     const result = await generation;
     printJson(about, result);
+    return result;
+  }
+  if (flags.numReturnSequences !== undefined) {
+    const result = await generation;
+    for (const { text, score } of result.beams ?? [])
+      process.stdout.write(`${label}${score.toFixed(3)}  ${oneLine(text)}\n`);
     return result;
   }
   let started = false;

@@ -15,6 +15,9 @@ export interface CommonFlags {
   topK?: number;
   topP?: number;
   seed?: number;
+  numBeams?: number;
+  lengthPenalty?: number;
+  numReturnSequences?: number;
   raw?: boolean;
   json?: boolean;
   lang?: string;
@@ -36,5 +39,7 @@ export function loadOptions(flags: CommonFlags): LoadOptions {
 /** The flags that are options of a request; their values are checked by the request. */
 export function generateOptions(flags: CommonFlags, signal: AbortSignal): GenerateOptions {
   const { maxNewTokens, temperature, topK, topP, seed, raw } = flags;
-  return { maxNewTokens, temperature, topK, topP, seed, raw, signal };
+  const { numBeams, lengthPenalty, numReturnSequences } = flags;
+  const search = { numBeams, lengthPenalty, numReturnSequences };
+  return { maxNewTokens, temperature, topK, topP, seed, ...search, raw, signal };
 }

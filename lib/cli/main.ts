@@ -40,6 +40,9 @@ const generateFlags = (command: Command): Command =>
     .option('--temperature <t>', '0 takes the most likely token', number)
     .option('--top-k <k>', 'sample among the k most likely tokens', number)
     .option('--top-p <p>', 'sample among the most likely tokens that together reach p', number)
+    .option('--num-beams <n>', 'beam search with n beams; 1: none', number)
+    .option('--length-penalty <p>', 'of a beam search: above 0 long answers gain', number)
+    .option('--num-return-sequences <n>', 'of a beam search: how many answers to print, with scores', number)
     .option('--seed <n>', 'makes sampling repeatable', number)
     .option('--raw', 'the text is the whole prompt, no template')
     .option('--json', 'print one JSON object per result and nothing else');

@@ -41,8 +41,8 @@ export function interruptSignal(): AbortSignal {
 
 /** Prints one result as one line of JSON; `about` says what it is the result of. */
 export function printJson(about: Record<string, unknown>, result: GenerationResult): void {
-  const { text, tokenIds, finishReason, usage, timings, seed } = result;
-  process.stdout.write(`${JSON.stringify({ ...about, text, tokenIds, finishReason, usage, timings, seed })}\n`);
+  const { text, tokenIds, finishReason, usage, timings, beams, seed } = result;
+  process.stdout.write(`${JSON.stringify({ ...about, text, tokenIds, finishReason, usage, timings, beams, seed })}\n`);
 }
 
 /** Milliseconds for people: `0.4 ms`, `12 ms`, `3.1 s`. */

@@ -107,8 +107,10 @@ export const PARAM_NAMES = [
 
 const MAX_TOKENS = 2 ** 31 - 1;
 const MAX_LOGPROBS = 20;
-const MAX_BEAMS = 64;
-const MAX_LENGTH_PENALTY = 100;
+/** Largest `numBeams`. */
+export const MAX_BEAMS = 64;
+/** Largest `lengthPenalty`, and smallest with a minus. */
+export const MAX_LENGTH_PENALTY = 100;
 const DEFAULT_MAX_NEW_TOKENS = 128;
 
 /** Checks `params` and fills in defaults. Throws INVALID_ARGUMENT naming the option, its value and what is allowed. */
