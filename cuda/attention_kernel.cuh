@@ -1,7 +1,7 @@
 // The kernel of the varlen attention op on tensor cores, and its choice of shape per head_dim.
 //
 // Registers (sm_80 to sm_120, f16; no spills) and dynamic shared memory per CTA: head_dim 32: 117–122, 21 KB · 64:
-// 151–162, 25 KB · 80: 168–191, 34 KB · 88: 160–168, 39 KB · 96: 185–210, 39 KB · 128: 224–245, 49 KB. head_dim 88
+// 151–162, 25 KB · 80: 168–192, 34 KB · 88: 160–168, 39 KB · 96: 185–210, 39 KB · 128: 224–245, 49 KB. head_dim 88
 // (ViT-g) takes 96 rows per CTA: 257 rows are then 3 CTAs with 17 of 18 warps at work, and K and V are read 3 times; 64
 // rows would be 5 CTAs. A whole-row ("one-shot") softmax for the 257 keys of a ViT was weighed and left out: blocks do
 // not wait for a running maximum here, so it would save one multiplication per element of o and block, and cost 132

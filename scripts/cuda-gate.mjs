@@ -7,7 +7,7 @@
 // - The library stays small enough to be an npm package.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { delimiter, dirname, join, relative } from 'node:path';
+import { basename, delimiter, dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import { capture } from './steps.mjs';
@@ -65,14 +65,12 @@ const demangle = (name) => capture('c++filt', [name]).output.trim() || name;
 
 function configure(nvcc) {
   const generator = capture('ninja', ['--version']).ok ? ['-G', 'Ninja'] : [];
-  const launcher = capture('ccache', ['--version']).ok
-    ? ['-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache', '-DCMAKE_CXX_COMPILER_LAUNCHER=ccache']
-    : [];
-  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, '-DQFORMER_PTXAS_VERBOSE=ON', '-DQFORMER_WERROR=ON'];
-  return run('configure', 'cmake', ['-S', join(root, 'cuda'), '-B', build, ...generator, ...launcher, ...options]);
+  const checks = ['-DQFORMER_PTXAS_VERBOSE=ON', '-DQFORMER_WERROR=ON', '-DQFORMER_KEEP_PTX=ON'];
+  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, ...checks];
+  return run('configure', 'cmake', ['-S', join(root, 'cuda'), '-B', build, ...generator, ...options]);
 }
 
-/** Everything is compiled anew (or comes from ccache with its messages), because the messages are what is checked. */
+/** Everything is compiled anew, because the messages are what is checked. */
 function compile() {
   const native = existsSync(join(build, 'build.ninja')) ? [] : ['--', '--output-sync=target'];
   const result = run('compile', 'cmake', ['--build', build, '--clean-first', '--parallel', JOBS, ...native]);
@@ -111,7 +109,7 @@ function checkInstructions(nvcc, library) {
   console.log('cuda-gate: machine code not looked at: skipped: no cuobjdump. PTX of compute_80 instead:');
   return INSTRUCTIONS.flatMap(({ files, ptx }) => {
     const matching = sources().filter((file) => files.test(file));
-    const text = matching.map((file) => ptxOf(nvcc, file)).join('\n');
+    const text = matching.map((file) => ptxOf(file)).join('\n');
     if (matching.length > 0) console.log(`cuda-gate:   ${matching.join(', ')}: ${ptx.join(', ')}`);
     return matching.length === 0
       ? []
@@ -119,14 +117,8 @@ function checkInstructions(nvcc, library) {
   });
 }
 
-function ptxOf(nvcc, file) {
-  const target = join(build, `${file.replaceAll('/', '-')}.ptx`);
-  const includes = ['-I', join(root, 'cuda'), '-I', join(build, 'include')];
-  const options = ['-std=c++17', '-arch=compute_80', '--expt-relaxed-constexpr', '-ptx', '-o', target];
-  const { ok, output } = capture(nvcc, [...options, ...includes, join(root, file)]);
-  if (!ok) throw new Error(`${file}: ${output}`);
-  return readFileSync(target, 'utf8');
-}
+/** The PTX that the compilation of `file` has left behind. */
+const ptxOf = (file) => readFileSync(join(build, 'ptx', `${basename(file, '.cu')}.compute_80.ptx`), 'utf8');
 
 function checkSize(library) {
   spawnSync('strip', [library]);
