@@ -12,6 +12,7 @@ export type {
   ChatOptions,
   EmbedInput,
   EmbedOptions,
+  EstimateOptions,
   GenerateOptions,
   LoadOptions,
   PromptOptions,
@@ -34,6 +35,7 @@ export type { ImageInput } from './io/image.js';
 export { bleu4, ciderD, type CaptionCase } from './eval/captions.js';
 export { recallAtK } from './eval/recall.js';
 export { normalizeAnswer, vqaAccuracy } from './eval/vqa.js';
-export { inspect, type CheckpointInfo, type PartInfo } from './inspect.js';
+export { estimateMemory, inspect, type CheckpointInfo, type PartInfo } from './inspect.js';
+export type { MemoryEstimate } from './io/memory-estimate.js';
 export { doctor, type DoctorReport } from './doctor.js';
 export { QFormerError, isQFormerError, type ErrorCode } from './errors.js';

@@ -1,8 +1,11 @@
 // What a checkpoint folder holds, from its JSON and the headers of its weight files: no weight is read and no tensor made.
 
 import { resolve } from 'node:path';
-import { openCheckpoint, type OpenOptions } from './io/checkpoint.js';
-import { isRetrievalCheckpoint, openRetrievalCheckpoint } from './io/retrieval-checkpoint.js';
+import { availableMemory } from './io/available-memory.js';
+import { openCheckpoint, type Checkpoint, type OpenOptions } from './io/checkpoint.js';
+import { estimateCheckpoint, type MemoryEstimate } from './io/memory-estimate.js';
+import { isRetrievalCheckpoint, openRetrievalCheckpoint, type RetrievalCheckpoint } from './io/retrieval-checkpoint.js';
+import { checkEstimateOptions, type EstimateOptions } from './options.js';
 
 /** Sizes of one part of a model. */
 export interface PartInfo {
@@ -35,7 +38,7 @@ const parts: readonly [name: string, pattern: RegExp][] = [
 
 /** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file; errors of two folders as `loadModel`. */
 export function inspect(dir: string, options: OpenOptions = {}): CheckpointInfo {
-  const checkpoint = isRetrievalCheckpoint(dir) ? openRetrievalCheckpoint(dir) : openCheckpoint(dir, options);
+  const checkpoint = open(dir, options);
   const byPart = new Map<string, PartInfo>();
   const bytesByDtype: Record<string, number> = {};
   for (const tensor of checkpoint.tensors.values()) {
@@ -61,4 +64,18 @@ export function inspect(dir: string, options: OpenOptions = {}): CheckpointInfo 
     bytesByDtype,
     parts: list,
   };
+}
+
+/**
+ * The memory that the checkpoint in `dir` takes on the CPU of this machine, from its files' headers: nothing is loaded. Errors as
+ * `inspect`, INVALID_ARGUMENT for options.
+ */
+export function estimateMemory(dir: string, options: EstimateOptions = {}): MemoryEstimate & { available: number } {
+  checkEstimateOptions(options);
+  const available = availableMemory();
+  return { ...estimateCheckpoint(open(dir, options), options, available), available };
+}
+
+function open(dir: string, options: OpenOptions): Checkpoint | RetrievalCheckpoint {
+  return isRetrievalCheckpoint(dir) ? openRetrievalCheckpoint(dir) : openCheckpoint(dir, options);
 }

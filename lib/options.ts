@@ -27,6 +27,8 @@ export interface LoadOptions {
   maxBatchSize?: number;
   /** Reuse the keys and values of equal prompt prefixes. Default true. */
   prefixCache?: boolean;
+  /** Refuse a checkpoint that cannot fit into memory (OUT_OF_MEMORY) before it is loaded. Default true. */
+  memoryCheck?: boolean;
   /** Largest encoded image that is accepted, in bytes. */
   maxImageBytes?: number;
   /** Largest image that is decoded, in pixels. */
@@ -38,6 +40,9 @@ export interface LoadOptions {
   /** Called while loading; `loaded` and `total` are bytes of weights. */
   onProgress?: (progress: LoadProgress) => void;
 }
+
+/** Options of `estimateMemory`: those of a load that matter. */
+export type EstimateOptions = Pick<LoadOptions, 'languageModel' | 'dtype' | 'kvCacheTokens' | 'maxBatchSize'>;
 
 /**
  * Options of one request. Greedy unless `temperature` is above 0; naming `topK`, `topP` or `minP` without a temperature
@@ -137,6 +142,7 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
   kvCacheTokens: count(2 ** 31 - 1),
   maxBatchSize: count(4096),
   prefixCache: boolean,
+  memoryCheck: boolean,
   maxImageBytes: count(),
   maxImagePixels: count(),
   allowHttp: boolean,
@@ -169,6 +175,12 @@ const chatRules: Record<keyof ChatOptions, Rule> = {
 export function checkLoadOptions(options: LoadOptions): void {
   checkOptions('loadModel', options, Object.keys(loadRules));
   checkValues('loadModel', options, loadRules);
+}
+
+/** Throws INVALID_ARGUMENT where `options` are not EstimateOptions. */
+export function checkEstimateOptions(options: EstimateOptions): void {
+  checkOptions('estimateMemory', options, ['languageModel', 'dtype', 'kvCacheTokens', 'maxBatchSize']);
+  checkValues('estimateMemory', options, loadRules);
 }
 
 /** Throws INVALID_ARGUMENT where `options` are not ChatOptions. */

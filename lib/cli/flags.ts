@@ -6,6 +6,8 @@ import type { GenerateOptions, LoadOptions } from '../options.js';
 export interface CommonFlags {
   model?: string;
   languageModel?: string;
+  kvCacheTokens?: number;
+  memoryCheck?: boolean;
   device?: string;
   dtype?: string;
   quantize?: string;
@@ -32,8 +34,8 @@ export interface CommonFlags {
 
 /** The flags that are load options; their values are checked by `loadModel`. */
 export function loadOptions(flags: CommonFlags): LoadOptions {
-  const { languageModel, device, dtype, quantize, threads } = flags;
-  return { languageModel, device, dtype, quantize, threads } as LoadOptions;
+  const { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } = flags;
+  return { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } as LoadOptions;
 }
 
 /** The flags that are options of a request; their values are checked by the request. */

@@ -32,6 +32,8 @@ const deviceFlags = (command: Command): Command =>
     .option('--device <device>', 'cpu, cuda, cuda:N or auto', 'auto')
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
     .option('--quantize <type>', 'store linear layers as int8 or int4')
+    .option('--kv-cache-tokens <n>', 'tokens in the cache of keys and values', number)
+    .option('--no-memory-check', 'load even where the memory looks too small')
     .option('--threads <n>', 'CPU threads', number);
 
 const generateFlags = (command: Command): Command =>
@@ -114,8 +116,10 @@ function program(): Command {
     .action(async (flags: { json?: boolean }) => (await import('./report.js')).printDoctor(flags));
 
   languageModelFlag(root.command('info'))
-    .description('parts, tensors, parameters and bytes of a checkpoint folder, without loading its weights')
+    .description('parts, parameters, bytes and memory of a checkpoint folder, without loading its weights')
     .argument('[dir]', 'checkpoint folder (default: the demonstration model)')
+    .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
+    .option('--kv-cache-tokens <n>', 'tokens in the cache of keys and values', number)
     .option('--json', 'print a JSON object')
     .action(async (dir: string | undefined, flags: CommonFlags) => (await import('./report.js')).printInfo(dir, flags));
 

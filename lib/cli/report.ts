@@ -2,9 +2,9 @@
 
 import { basename } from 'node:path';
 import { doctor } from '../doctor.js';
-import { inspect } from '../inspect.js';
+import { estimateMemory, inspect } from '../inspect.js';
 import { demoModel } from '../package-files.js';
-import type { CommonFlags } from './flags.js';
+import { loadOptions, type CommonFlags } from './flags.js';
 import { bytes } from './output.js';
 
 /** Prints what the machine offers. Exit code 1 when the native code cannot be used at all. */
@@ -38,8 +38,11 @@ function describeDevice(device: { device?: string; level?: string; threads?: num
 
 /** Prints what a checkpoint folder holds. */
 export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
-  const info = inspect(dir, flags);
-  if (flags.json) return void process.stdout.write(`${JSON.stringify(info)}\n`);
+  const { languageModel } = flags;
+  const { dtype, kvCacheTokens } = loadOptions(flags);
+  const info = inspect(dir, { languageModel });
+  const memory = estimateMemory(dir, { languageModel, dtype, kvCacheTokens });
+  if (flags.json) return void process.stdout.write(`${JSON.stringify({ ...info, memory })}\n`);
   printRows([
     ['folder', info.dir],
     ['model', `${info.modelType} (language model: ${info.languageModel})`],
@@ -55,7 +58,26 @@ export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
     rows.map((row) => [row.part, String(row.tensors), row.parameters.toLocaleString('en-US'), bytes(row.bytes)]),
   );
   process.stdout.write('\n');
-  printRows(Object.entries(info.bytesByDtype).map(([dtype, count]) => [dtype, bytes(count)]));
+  printRows(Object.entries(info.bytesByDtype).map(([dtype, count]) => [`stored as ${dtype}`, bytes(count)]));
+  process.stdout.write('\n');
+  printRows(describeMemory(info.parameters, memory));
+}
+
+function describeMemory(parameters: number, memory: ReturnType<typeof estimateMemory>): [string, string][] {
+  const { mapped, copied, kvPerToken, kvTokens, kv, context, caches, required, peak, available } = memory;
+  const generation: [string, string][] = [
+    ['keys and values', `${bytes(kvPerToken)} a token, ${bytes(kv)} for ${kvTokens} tokens (context: ${context})`],
+  ];
+  return [
+    ['all weights in f32', bytes(4 * parameters)],
+    ['… in f16 or bf16', bytes(2 * parameters)],
+    ['weights in memory', `${bytes(mapped)} used in place in the files, ${bytes(copied)} copied`],
+    ...(kvPerToken > 0 ? generation : []),
+    ['caches when full', bytes(caches)],
+    ['needed at least', bytes(required)],
+    ['all pools full', bytes(peak)],
+    ['available here', bytes(available)],
+  ];
 }
 
 function printRows(rows: [string, string][]): void {

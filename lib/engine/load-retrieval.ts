@@ -15,6 +15,7 @@ import {
   type LoadCallbacks,
   type LoadedEngine,
 } from './load.js';
+import { requireMemory } from './memory-check.js';
 import type { EngineOptions } from './protocol.js';
 import { TaskQueue } from './task-queue.js';
 import { TensorCache } from './tensor-cache.js';
@@ -30,6 +31,7 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
     throw new QFormerError('INVALID_ARGUMENT', message, { option: 'languageModel' });
   }
   const checkpoint = openRetrievalCheckpoint(options.dir);
+  requireMemory(checkpoint, options, device);
   const { config, preprocessor, bytes } = checkpoint;
   onProgress?.({ phase: 'open', loaded: 0, total: bytes });
   const tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);

@@ -4,6 +4,7 @@
 import { cpus } from 'node:os';
 import { QFormerError, describe } from '../errors.js';
 import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/checkpoint.js';
+import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget } from '../io/memory-estimate.js';
 import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
@@ -13,16 +14,13 @@ import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
 import type { ImageFeatures } from './image-features.js';
 import { KvPool } from './kv-pool.js';
+import { freeBytes, requireMemory } from './memory-check.js';
 import { PromptBuilder } from './prompt.js';
 import type { EngineInfo, EngineOptions, EngineStats, LoadProgress } from './protocol.js';
 import { ModelRunner } from './runner.js';
 import { TaskQueue } from './task-queue.js';
 
-const DEFAULT_BATCH_SIZE = 16;
 const DEFAULT_STEP_TOKENS = 512;
-const DEFAULT_IMAGE_CACHE_BYTES = 256 * 2 ** 20;
-/** Share of the free memory that the KV pool takes by default at most. */
-const KV_SHARE = 0.25;
 
 /** An engine with everything it stands on; a retrieval model has tasks only. */
 export interface LoadedEngine {
@@ -51,6 +49,7 @@ export async function loadEngine(
   const device = chooseDevice(options.device ?? 'auto');
   if (options.threads !== undefined) setThreads(options.threads);
   const checkpoint = openCheckpoint(options.dir, options);
+  requireMemory(checkpoint, options, device);
   onProgress?.({ phase: 'open', loaded: 0, total: checkpoint.bytes });
   const prompts = new PromptBuilder(checkpoint);
   const weights = new Weights(checkpoint, weightsOptions(options, device));
@@ -90,7 +89,7 @@ function assemble(
     dtype: options.kvCacheDtype ?? weights.activations,
     ...(options.kvCacheTokens !== undefined && { tokens: options.kvCacheTokens }),
     maxBatchSize: limits.maxBatchSize,
-    maxBytes: device.freeMemory * KV_SHARE,
+    maxBytes: kvBudget(freeBytes(device), device.name === 'cpu' ? checkpoint.bytes : 0),
   });
   disposers.push(() => kvPool.dispose());
   const { preprocessor } = checkpoint;

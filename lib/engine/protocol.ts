@@ -33,6 +33,8 @@ export interface EngineOptions {
   prefixCache?: boolean;
   /** Byte bound of the cache of image features. Default 256 MiB. */
   imageCacheBytes?: number;
+  /** Refuse a checkpoint that the device's memory cannot hold. Default true. */
+  memoryCheck?: boolean;
 }
 
 /** Loading progress. Bytes. */
