@@ -8,6 +8,7 @@ export default defineConfig({
     retrieval: 'bench/retrieval/main.ts',
     eval: 'bench/eval/main.ts',
     quantized: 'bench/eval/quantized.ts',
+    large: 'bench/large/main.ts',
   },
   format: ['esm'],
   target: 'node20',

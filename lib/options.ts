@@ -27,6 +27,8 @@ export interface LoadOptions {
   maxBatchSize?: number;
   /** Reuse the keys and values of equal prompt prefixes. Default true. */
   prefixCache?: boolean;
+  /** Side of the square that images are resized to, in pixels. Default: the checkpoint's; for another, positions are interpolated. */
+  imageSize?: number;
   /** Refuse a checkpoint that cannot fit into memory (OUT_OF_MEMORY) before it is loaded. Default true. */
   memoryCheck?: boolean;
   /** Largest encoded image that is accepted, in bytes. */
@@ -142,6 +144,7 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
   kvCacheTokens: count(2 ** 31 - 1),
   maxBatchSize: count(4096),
   prefixCache: boolean,
+  imageSize: count(4096),
   memoryCheck: boolean,
   maxImageBytes: count(),
   maxImagePixels: count(),

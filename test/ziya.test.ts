@@ -176,6 +176,72 @@ describe('a chat', () => {
   });
 });
 
+describe('rows of the embedding table beyond the tokenizer', () => {
+  it('are never produced, however likely they look', async () => {
+    await withLargeRow(async (dir) => {
+      const { engine, prompts, dispose } = await loadEngine({ dir, device: 'cpu', kvCacheTokens: 512 });
+      const params = { maxNewTokens: 6, ignoreEos: true };
+      for (const temperature of [0, 5]) {
+        engine!.add(prompts!.build(1, { prompt: '图片', params: { ...params, temperature } }, 512, 0));
+        const { tokenIds } = finishAll(engine!).get(1)!;
+        expect(tokenIds).toHaveLength(6);
+        expect(Math.max(...tokenIds)).toBeLessThan(1002);
+      }
+      dispose();
+    });
+  });
+
+  /** Runs `fn` on a copy of the language model whose head gives the last rows, 1002 to 1007, scores far above all others. */
+  async function withLargeRow(fn: (dir: string) => Promise<void>): Promise<void> {
+    const dir = mkdtempSync(join(tmpdir(), 'qformer-rows-'));
+    try {
+      cpSync(languageModel, dir, { recursive: true });
+      const file = join(dir, 'model.safetensors');
+      const bytes = readFileSync(file);
+      const { tensors } = openCheckpoint(dir);
+      // f16 with the norm's weights at 0 but for one channel, which then has the same sign in every row of the head
+      const [head, scale] = [tensors.get('lm_head.weight')!, tensors.get('model.norm.weight')!];
+      for (let i = 0; i < 128; i++) bytes.writeUInt16LE(i === 0 ? 0x3c00 : 0, scale.offset + 2 * i);
+      for (let row = 0; row < 1008; row++) {
+        // ±1 by turns beyond the tokenizer, so that one of the two wins whatever the channel's sign; 0 elsewhere
+        const value = row < 1002 ? 0 : row % 2 === 0 ? 0x3c00 : 0xbc00;
+        bytes.writeUInt16LE(value, head.offset + 2 * 128 * row);
+      }
+      rmSync(file);
+      writeFileSync(file, bytes);
+      await fn(dir);
+    } finally {
+      rmSync(dir, { recursive: true, force: true });
+    }
+  }
+});
+
+describe('another image size', () => {
+  it('is read through interpolated positions', async () => {
+    const request = { prompt: cases[0]!.prompt, params: { maxNewTokens: 1, logprobs: true } };
+    const image = await loadImage(fixturePath(FIXTURE, cases[0]!.image));
+    const logprob = async (imageSize?: number): Promise<number> => {
+      const loaded = await loadEngine({ dir: visual, languageModel, device: 'cpu', kvCacheTokens: 512, imageSize });
+      const { engine, prompts } = loaded;
+      engine!.add(prompts!.build(1, { ...request, images: [structuredClone(image)] }, 512, 0));
+      const result = finishAll(engine!).get(1)!;
+      loaded.dispose();
+      return result.logprobs![0]!.logprob;
+    };
+    const [own, same, larger] = [await logprob(), await logprob(56), await logprob(98)];
+    expect(same).toBe(own);
+    expect(larger).not.toBe(own);
+    expect(Number.isFinite(larger)).toBe(true);
+  });
+
+  it('is refused where it is smaller than a patch, and for a model that reads no images', async () => {
+    const small = loadEngine({ dir: visual, languageModel, device: 'cpu', imageSize: 13 });
+    await expectRejection(small, 'INVALID_ARGUMENT', 'imageSize must be at least 14 pixels, got 13');
+    const textual = loadEngine({ dir: languageModel, device: 'cpu', imageSize: 56 });
+    await expectRejection(textual, 'INVALID_ARGUMENT', 'reads no images');
+  });
+});
+
 describe('folders that do not make one model', () => {
   const load = (dir: string, language?: string) => openCheckpoint(dir, { languageModel: language });
 

@@ -15,7 +15,10 @@ import { product, uniform } from '../random.js';
 /** Ids of the demonstration model's tokenizer. */
 const TOKENIZER_IDS = 2560;
 
-const CONFIG = {
+/** The part of a config.json that sizes are taken from. */
+export type SyntheticConfig = typeof SMALL;
+
+const SMALL = {
   architectures: ['InstructBlipForConditionalGeneration'],
   model_type: 'instructblip',
   image_token_index: 4,
@@ -66,18 +69,36 @@ const CONFIG = {
   },
 };
 
+/** The true sizes of InstructBLIP over Vicuna-7B, as on the hub (with its padded embeddings). */
+export const VICUNA_7B: SyntheticConfig = {
+  ...SMALL,
+  vision_config: { ...SMALL.vision_config, num_hidden_layers: 39 },
+  qformer_config: { ...SMALL.qformer_config, num_hidden_layers: 12, vocab_size: 30523 },
+  text_config: {
+    ...SMALL.text_config,
+    hidden_size: 4096,
+    intermediate_size: 11008,
+    num_key_value_heads: 32,
+    num_hidden_layers: 32,
+    vocab_size: 32064,
+  },
+};
+
 /** Writes the checkpoint to a temporary folder beside which nothing else is kept; `remove` deletes it. */
-export function writeSyntheticModel(tokenizers: string): { dir: string; remove: () => void } {
+export function writeSyntheticModel(
+  tokenizers: string,
+  { config = SMALL, shards = 1 }: { config?: SyntheticConfig; shards?: number } = {},
+): { dir: string; remove: () => void } {
   const dir = mkdtempSync(join(tmpdir(), 'qformer-bench-'));
   const remove = () => rmSync(dir, { recursive: true, force: true });
   try {
     for (const name of ['tokenizer.json', 'tokenizer_config.json', 'qformer_tokenizer', 'generation_config.json']) {
       cpSync(join(tokenizers, name), join(dir, name), { recursive: true });
     }
-    const size = { height: CONFIG.vision_config.image_size, width: CONFIG.vision_config.image_size };
-    writeFileSync(join(dir, 'config.json'), JSON.stringify(CONFIG));
+    const size = { height: config.vision_config.image_size, width: config.vision_config.image_size };
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
     writeFileSync(join(dir, 'preprocessor_config.json'), JSON.stringify({ do_resize: true, size, resample: 3 }));
-    writeSafetensors(join(dir, 'model.safetensors'), declaredTensors(readModelConfig(join(dir, 'config.json'))));
+    writeShards(dir, declaredTensors(readModelConfig(join(dir, 'config.json')), config), shards);
     return { dir, remove };
   } catch (error) {
     remove();
@@ -91,11 +112,18 @@ class Declarations implements ParameterSource {
   readonly activations = 'f32';
   readonly shapes = new Map<string, number[]>();
 
+  constructor(private readonly config: SyntheticConfig) {}
+
   matrix(name: string, shape: readonly number[]): Parameter {
-    const rows = name.startsWith('qformer.') ? CONFIG.qformer_config.vocab_size : CONFIG.text_config.vocab_size;
+    const rows = this.#rowsOf(name);
     const known = shape.map((extent) => (extent < 0 ? rows : extent));
     this.shapes.set(name, known);
     return new Parameter(name, known);
+  }
+  #rowsOf(name: string): number {
+    const { qformer_config: qformer, text_config: text } = this.config;
+    if (!name.startsWith('qformer.')) return text.vocab_size;
+    return name.includes('position_embeddings') ? qformer.max_position_embeddings : qformer.vocab_size;
   }
   vector(name: string, shape: readonly number[]): Parameter {
     return this.matrix(name, shape);
@@ -115,11 +143,33 @@ class Declarations implements ParameterSource {
   ignore(): void {}
 }
 
-function declaredTensors(config: ModelConfig): Map<string, number[]> {
-  const source = new Declarations();
+function declaredTensors(config: ModelConfig, sizes: SyntheticConfig): Map<string, number[]> {
+  const source = new Declarations(sizes);
   if (config.text.modelType !== 'llama') throw new Error(`no synthetic ${config.text.modelType}`);
   new Blip2(source, config, new Llama(source, 'language_model.', config.text), () => {});
   return source.shapes;
+}
+
+/** One file, or shards of about equal size with an index, as the hub names them. */
+function writeShards(dir: string, shapes: Map<string, number[]>, shards: number): void {
+  if (shards === 1) return writeSafetensors(join(dir, 'model.safetensors'), shapes);
+  const bytes = (shape: readonly number[]): number => 2 * product(shape);
+  const total = [...shapes.values()].reduce((sum, shape) => sum + bytes(shape), 0);
+  const parts = Array.from({ length: shards }, () => new Map<string, number[]>());
+  let before = 0;
+  for (const [name, shape] of shapes) {
+    parts[Math.min(shards - 1, Math.floor((before / total) * shards))]!.set(name, shape);
+    before += bytes(shape);
+  }
+  const weightMap: Record<string, string> = {};
+  parts.forEach((part, i) => {
+    const number = (n: number): string => String(n).padStart(5, '0');
+    const file = `model-${number(i + 1)}-of-${number(shards)}.safetensors`;
+    for (const name of part.keys()) weightMap[name] = file;
+    writeSafetensors(join(dir, file), part);
+  });
+  const index = { metadata: { total_size: total }, weight_map: weightMap };
+  writeFileSync(join(dir, 'model.safetensors.index.json'), JSON.stringify(index));
 }
 
 function writeSafetensors(file: string, shapes: Map<string, number[]>): void {

@@ -4,7 +4,7 @@
 
 import { QFormerError } from '../errors.js';
 import type { PreprocessorConfig } from '../io/side-config.js';
-import type { VisionLanguageModel } from '../models/model.js';
+import type { EncodeImageOptions, VisionLanguageModel } from '../models/model.js';
 import { scope, type Tensor } from '../tensor/index.js';
 import { ImageFeatures } from './image-features.js';
 import type { SequenceImage } from './sequence.js';
@@ -20,9 +20,15 @@ export class ImageEncoder {
     preprocessor: PreprocessorConfig,
     device: string,
     cacheBytes: number,
+    options: EncodeImageOptions = {},
   ) {
     this.#cache = new TensorCache(cacheBytes);
-    this.features = new ImageFeatures((pixels) => model.encodeImage!(pixels), preprocessor, device, this.#cache);
+    this.features = new ImageFeatures(
+      (pixels) => model.encodeImage!(pixels, options),
+      preprocessor,
+      device,
+      this.#cache,
+    );
   }
 
   /** The image's rows: [num_query, hidden] f32, valid until the next call or the end of the current scope. */

@@ -12,6 +12,7 @@ import {
   chooseDevice,
   describeDevice,
   weightsOptions,
+  withImageSize,
   type LoadCallbacks,
   type LoadedEngine,
 } from './load.js';
@@ -32,7 +33,9 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
   }
   const checkpoint = openRetrievalCheckpoint(options.dir);
   requireMemory(checkpoint, options, device);
-  const { config, preprocessor, bytes } = checkpoint;
+  const { config, bytes } = checkpoint;
+  const preprocessor = withImageSize(checkpoint, options)!;
+  const interpolate = options.imageSize !== undefined;
   onProgress?.({ phase: 'open', loaded: 0, total: bytes });
   const tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);
   const weights = new Weights(checkpoint, weightsOptions(options, device));
@@ -42,7 +45,12 @@ export async function loadRetrieval(options: EngineOptions, callbacks: LoadCallb
     onProgress: ({ loaded, total }) => onProgress?.({ phase: 'weights', loaded, total }),
   });
   const cache = new TensorCache(limits.imageCacheBytes);
-  const features = new ImageFeatures((pixels) => model.encodeImage(pixels), preprocessor, device.name, cache);
+  const features = new ImageFeatures(
+    (pixels) => model.encodeImage(pixels, { interpolate }),
+    preprocessor,
+    device.name,
+    cache,
+  );
   const maxContext = config.qformer.maxPositionEmbeddings;
   const tokenize = (text: string): number[] => tokenizer.encode(text, { maxTokens: maxContext });
   onProgress?.({ phase: 'ready', loaded: bytes, total: bytes });

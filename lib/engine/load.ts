@@ -4,6 +4,7 @@
 import { cpus } from 'node:os';
 import { QFormerError, describe } from '../errors.js';
 import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/checkpoint.js';
+import type { ModelConfig, PreprocessorConfig } from '../io/config.js';
 import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget } from '../io/memory-estimate.js';
 import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
@@ -49,6 +50,7 @@ export async function loadEngine(
   const device = chooseDevice(options.device ?? 'auto');
   if (options.threads !== undefined) setThreads(options.threads);
   const checkpoint = openCheckpoint(options.dir, options);
+  withImageSize(checkpoint, options);
   requireMemory(checkpoint, options, device);
   onProgress?.({ phase: 'open', loaded: 0, total: checkpoint.bytes });
   const prompts = new PromptBuilder(checkpoint);
@@ -92,11 +94,12 @@ function assemble(
     maxBytes: kvBudget(freeBytes(device), device.name === 'cpu' ? checkpoint.bytes : 0),
   });
   disposers.push(() => kvPool.dispose());
-  const { preprocessor } = checkpoint;
+  const preprocessor = withImageSize(checkpoint, options);
+  const interpolate = options.imageSize !== undefined;
   const imageEncoder =
     preprocessor === undefined || model.imageTokens === undefined
       ? undefined
-      : new ImageEncoder(model, preprocessor, device.name, limits.imageCacheBytes);
+      : new ImageEncoder(model, preprocessor, device.name, limits.imageCacheBytes, { interpolate });
   const maxPositions = model.languageModel.maxPositions;
   const maxContext = Math.min(maxPositions, kvPool.numBlocks * kvPool.blockSize);
   const runner = new ModelRunner({
@@ -177,6 +180,21 @@ export function describeDevice(
     quantize,
     weightBytes,
   };
+}
+
+/** The image processor's settings with the size that was asked for. INVALID_ARGUMENT where no image of that size can be read. */
+export function withImageSize(
+  { preprocessor, config }: { preprocessor?: PreprocessorConfig; config: Pick<ModelConfig, 'vision'> },
+  { imageSize }: EngineOptions,
+): PreprocessorConfig | undefined {
+  if (imageSize === undefined) return preprocessor;
+  const least = config.vision?.patchSize ?? Infinity;
+  if (preprocessor !== undefined && Number.isSafeInteger(imageSize) && imageSize >= least) {
+    return { ...preprocessor, imageSize };
+  }
+  const wanted = config.vision === undefined ? 'absent for a model that reads no images' : `at least ${least} pixels`;
+  const message = `imageSize must be ${wanted}, got ${describe(imageSize)}`;
+  throw new QFormerError('INVALID_ARGUMENT', message, { option: 'imageSize' });
 }
 
 /** `auto` is the first GPU of the CUDA backend where one can be used, else the CPU. */

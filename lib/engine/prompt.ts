@@ -46,7 +46,10 @@ export class PromptBuilder {
       ...(images.length > 0 && this.#instruction(request)),
       params,
       eosTokenIds: generation.eosTokenIds,
-      badWordIds: params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
+      badWordIds: [
+        ...params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
+        ...this.#rowsWithoutToken(),
+      ],
       // BLIP-2 over OPT was trained on captions between a space and a newline; the reference strips them.
       trimText: config.vision !== undefined && config.text.modelType === 'opt',
       detokenizer: () => new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
@@ -84,6 +87,13 @@ export class PromptBuilder {
     const excess = ids.length - this.#checkpoint.config.qformer!.maxPositionEmbeddings;
     if (excess > 0) ids.splice(1, excess); // behind [CLS]
     return { instructionIds: ids };
+  }
+
+  /** Embedding tables are padded to a round number of rows; what lies beyond the tokenizer was never trained and has no text. */
+  #rowsWithoutToken(): number[][] {
+    const first = this.#tokenizer.vocabSize;
+    const count = Math.max(0, this.#checkpoint.config.text.vocabSize - first);
+    return Array.from({ length: count }, (_, i) => [first + i]);
   }
 
   /** A word's ids with and without a space in front, since it may follow either. */

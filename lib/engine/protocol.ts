@@ -33,6 +33,8 @@ export interface EngineOptions {
   prefixCache?: boolean;
   /** Byte bound of the cache of image features. Default 256 MiB. */
   imageCacheBytes?: number;
+  /** Side of the square that images are resized to, pixels; other than the model's, positions are interpolated. */
+  imageSize?: number;
   /** Refuse a checkpoint that the device's memory cannot hold. Default true. */
   memoryCheck?: boolean;
 }
