@@ -44,7 +44,10 @@ export interface LoadOptions {
 }
 
 /** Options of `estimateMemory`: those of a load that matter. */
-export type EstimateOptions = Pick<LoadOptions, 'languageModel' | 'dtype' | 'kvCacheTokens' | 'maxBatchSize'>;
+export type EstimateOptions = Pick<
+  LoadOptions,
+  'languageModel' | 'dtype' | 'quantize' | 'kvCacheTokens' | 'maxBatchSize'
+>;
 
 /**
  * Options of one request. Greedy unless `temperature` is above 0; naming `topK`, `topP` or `minP` without a temperature
@@ -182,7 +185,7 @@ export function checkLoadOptions(options: LoadOptions): void {
 
 /** Throws INVALID_ARGUMENT where `options` are not EstimateOptions. */
 export function checkEstimateOptions(options: EstimateOptions): void {
-  checkOptions('estimateMemory', options, ['languageModel', 'dtype', 'kvCacheTokens', 'maxBatchSize']);
+  checkOptions('estimateMemory', options, ['languageModel', 'dtype', 'quantize', 'kvCacheTokens', 'maxBatchSize']);
   checkValues('estimateMemory', options, loadRules);
 }
 

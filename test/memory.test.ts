@@ -42,6 +42,15 @@ describe('the estimate', () => {
     expect(estimateMemory(vicuna, { dtype: 'f16' }).mapped).toBe(stored.mapped);
   });
 
+  it('has the bytes of quantised weights as a load counts them', async () => {
+    for (const quantize of ['int8', 'int4'] as const) {
+      const { mapped, copied } = estimateMemory(vicuna, { quantize });
+      const { info, dispose } = await loadEngine({ dir: vicuna, device: 'cpu', quantize, kvCacheTokens: 100 });
+      dispose();
+      expect((mapped + copied) / info.weightBytes).toBeCloseTo(1, 1);
+    }
+  });
+
   it('asks for weights, one full context and a base, and names what fills up beyond that', () => {
     const { mapped, copied, base, caches, context, kv, kvPerToken, required, peak } = estimateMemory(vicuna);
     expect(required).toBe(mapped + copied + base + context * kvPerToken);

@@ -14,6 +14,7 @@ const pages = [
   'README.md',
   'docs/captioning.md',
   'docs/chat.md',
+  'docs/checkpoints.md',
   'docs/retrieval.md',
   'docs/evaluation.md',
   'docs/quantization.md',

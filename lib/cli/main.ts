@@ -119,6 +119,7 @@ function program(): Command {
     .description('parts, parameters, bytes and memory of a checkpoint folder, without loading its weights')
     .argument('[dir]', 'checkpoint folder (default: the demonstration model)')
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
+    .option('--quantize <type>', 'linear layers as int8 or int4')
     .option('--kv-cache-tokens <n>', 'tokens in the cache of keys and values', number)
     .option('--json', 'print a JSON object')
     .action(async (dir: string | undefined, flags: CommonFlags) => (await import('./report.js')).printInfo(dir, flags));

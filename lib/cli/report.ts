@@ -39,9 +39,9 @@ function describeDevice(device: { device?: string; level?: string; threads?: num
 /** Prints what a checkpoint folder holds. */
 export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
   const { languageModel } = flags;
-  const { dtype, kvCacheTokens } = loadOptions(flags);
+  const { dtype, quantize, kvCacheTokens } = loadOptions(flags);
   const info = inspect(dir, { languageModel });
-  const memory = estimateMemory(dir, { languageModel, dtype, kvCacheTokens });
+  const memory = estimateMemory(dir, { languageModel, dtype, quantize, kvCacheTokens });
   if (flags.json) return void process.stdout.write(`${JSON.stringify({ ...info, memory })}\n`);
   printRows([
     ['folder', info.dir],

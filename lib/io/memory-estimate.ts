@@ -21,6 +21,8 @@ export interface MemoryOptions {
   kvCacheDtype?: 'f32' | 'f16' | 'bf16' | undefined;
   maxBatchSize?: number | undefined;
   imageCacheBytes?: number | undefined;
+  /** Linear layers in groups of 64 columns with a scale; the Q-Former, projections and tables stay as they are. */
+  quantize?: 'int8' | 'int4' | undefined;
   /** In which type the device computes. Default f32, as the CPU does; others hold all weights in it, uploaded. */
   activations?: 'f32' | 'f16' | 'bf16' | undefined;
 }
@@ -59,6 +61,7 @@ const KEPT_BYTES = 256 * 2 ** 20;
 const ELEMENT = { f32: 4, f16: 2, bf16: 2 } as const;
 const IN_PLACE: Readonly<Record<string, keyof typeof ELEMENT>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
 const BLOCK = 16;
+const QUANTIZED_GROUP = 64;
 
 /** Bound of the default KV pool where `free` bytes are free and the weights in use take `weights` of them. */
 export function kvBudget(free: number, weights: number): number {
@@ -118,10 +121,14 @@ function weightBytes(
 /** How one tensor is held: its elements, bytes of each, and whether in the file. */
 function inMemory(
   { name, shape, dtype: stored, bytes }: TensorEntry,
-  { dtype = 'auto', activations = 'f32' }: MemoryOptions,
+  { dtype = 'auto', activations = 'f32', quantize }: MemoryOptions,
 ): { elements: number; bytes: number; isMapped: boolean } {
   const elements = shape.reduce((product, length) => product * length, 1);
   if (isVector(name, shape)) return { elements, bytes: ELEMENT.f32, isMapped: false };
+  if (quantize !== undefined && isQuantized(name)) {
+    const bits = quantize === 'int8' || name.startsWith('vision_model.') ? 8 : 4;
+    return { elements, bytes: bits / 8 + ELEMENT.f32 / QUANTIZED_GROUP, isMapped: false };
+  }
   if (activations !== 'f32') return { elements, bytes: ELEMENT[activations], isMapped: false };
   const kept = IN_PLACE[stored];
   const wanted = dtype === 'auto' ? kept : dtype;
@@ -131,5 +138,8 @@ function inMemory(
 
 const isVector = (name: string, shape: readonly number[]): boolean =>
   shape.length < 2 || /(?:^query_tokens|vision_model\.embeddings\.(?:class|position)_embedding)$/.test(name);
+
+/** Matrices inside the layers of the vision tower and of the language model. */
+const isQuantized = (name: string): boolean => /^(?!qformer\.).*\.(?:layers|block)\.\d+\./.test(name);
 
 const isStacked = (name: string): boolean => /crossattention\.attention\.(?:key|value)\.weight$/.test(name);
