@@ -8,6 +8,7 @@
 
 namespace qformer::test {
 
+static const char* name_of_case = "";
 static int failures_of_case = 0;
 
 std::vector<Case>& cases() {
@@ -16,12 +17,14 @@ std::vector<Case>& cases() {
 }
 
 void fail(const char* file, int line, const std::string& what) {
-  ++failures_of_case;
+  // Named at once, in case what has gone wrong ends the program.
+  if (++failures_of_case == 1) std::fprintf(stderr, "FAILED %s\n", name_of_case);
   std::fprintf(stderr, "  %s:%d: %s\n", file, line, what.c_str());
 }
 
 // An exception that leaves a case fails it and no other.
 static bool passes(const Case& test) {
+  name_of_case = test.name;
   failures_of_case = 0;
   try {
     test.run();
@@ -30,7 +33,6 @@ static bool passes(const Case& test) {
   } catch (...) {
     fail(test.name, 0, "threw something that is not a std::exception");
   }
-  if (failures_of_case > 0) std::fprintf(stderr, "FAILED %s\n", test.name);
   return failures_of_case == 0;
 }
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <numeric>
@@ -357,7 +358,10 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
     retire_finished();
   }
   kernel_body = nullptr;
-  if (machine.fault_kind != FaultKind::kNone) abandon_threads();
+  if (machine.fault_kind != FaultKind::kNone) {
+    abandon_threads();
+    if (std::getenv("QFORMER_EMULATOR_REPORT") != nullptr) std::fprintf(stderr, "emulator: %s\n", machine.fault.c_str());
+  }
   if (machine.full) forget_knowledge();
   return machine.fault_kind == FaultKind::kNone;
 }
