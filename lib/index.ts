@@ -6,6 +6,7 @@ export { Chat, type ChatMessage, type ChatRecord } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 export { EncodedImage, type ModelImage } from './encoded-image.js';
 export { ImageIndex, type SearchQuery, type SearchResult } from './image-index.js';
+export type { RankedCandidate } from './rank.js';
 export type { Embedding, Match } from './retrieval.js';
 export type {
   CaptionOptions,
@@ -16,6 +17,7 @@ export type {
   GenerateOptions,
   LoadOptions,
   PromptOptions,
+  RankOptions,
   RetrievalOptions,
   SearchOptions,
 } from './options.js';

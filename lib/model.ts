@@ -16,6 +16,7 @@ import {
   checkChatOptions,
   checkEmbed,
   checkLoadOptions,
+  checkRank,
   checkRetrievalOptions,
   checkText,
   promptParams,
@@ -28,15 +29,19 @@ import {
   type GenerateOptions,
   type LoadOptions,
   type PromptOptions,
+  type RankOptions,
   type RetrievalOptions,
 } from './options.js';
 import { PromptTemplates, readPromptConfig } from './prompts.js';
+import { rankCandidates, type RankedCandidate } from './rank.js';
 import { Retrieval, type Embedding, type Match } from './retrieval.js';
 
 /** A finished prompt with its image, ready to be sent. */
 interface Request {
   prompt: string | number[];
   image?: ModelImage | undefined;
+  /** To be scored as answers. */
+  candidates?: string[];
   params: GenerateParams;
   options: GenerateOptions;
 }
@@ -111,6 +116,24 @@ export class Model {
     const params = promptParams(options);
     checkPrompt(prompt, options.image !== undefined);
     return this.#start('generate', { prompt, image: options.image, params, options });
+  }
+
+  /**
+   * Candidates by how likely the model is to answer with them, most likely first; image and prompt are computed once for all.
+   * By default the log-probability of a whole candidate counts. Errors as `answer`.
+   */
+  async rank(
+    image: ModelImage,
+    question: string,
+    candidates: readonly string[],
+    options: RankOptions = {},
+  ): Promise<RankedCandidate[]> {
+    checkRank(question, candidates, options);
+    const { by = 'sum', raw = false, signal, exif } = options;
+    const prompt = raw ? question : this.#templates.answer(question);
+    const texts = [...candidates];
+    const request = { prompt, image, candidates: texts, params: {}, options: { signal, exif } };
+    return rankCandidates(texts, await this.#start('rank', request), by);
   }
 
   /** A conversation, usually about an image; `history` continues an earlier one. */
@@ -207,7 +230,7 @@ export class Model {
 
   async #run(
     where: string,
-    { prompt, image, params, options }: Request,
+    { prompt, image, candidates, params, options }: Request,
     emit: (chunk: GenerationChunk) => void,
     cancel: AbortSignal,
   ): Promise<GenerationResult> {
@@ -222,7 +245,7 @@ export class Model {
     throwIfAborted();
     this.#requireLive(where);
     const handle = this.#client.submit(
-      { prompt, images, params: withTemperature(params, this.info.generation) },
+      { prompt, images, params: withTemperature(params, this.info.generation), ...(candidates && { candidates }) },
       { onDelta: emit, transferImages: true },
     );
     const result = await endWith(handle, signal === undefined ? [cancel] : [cancel, signal]);

@@ -86,6 +86,18 @@ export interface ChatOptions {
   history?: ChatMessage[];
 }
 
+/** Options of `Model.rank`. */
+export interface RankOptions {
+  /** What the order goes by: the log-probability of the whole candidate, or its mean over the tokens. Default `sum`. */
+  by?: 'sum' | 'mean';
+  /** The question is the whole prompt: no template around it. Default false. */
+  raw?: boolean;
+  /** Cancels the call; it rejects with ABORTED. */
+  signal?: AbortSignal;
+  /** Turn photographs upright by their EXIF orientation. Default false, as the reference implementation. */
+  exif?: boolean;
+}
+
 /** Options of `Model.match`, `similarity` and `encodeImage`. */
 export interface RetrievalOptions {
   /** Cancels the call; it rejects with ABORTED. */
@@ -160,6 +172,11 @@ const requestRules = { signal, raw: boolean, exif: boolean };
 const captionRules = { ...requestRules, lang: string, prompt: string };
 const promptRules = { ...requestRules, image: anything };
 const retrievalRules: Record<keyof RetrievalOptions, Rule> = { signal, exif: boolean };
+const rankRules: Record<keyof RankOptions, Rule> = {
+  ...retrievalRules,
+  raw: boolean,
+  by: rule('sum or mean', (value) => value === 'sum' || value === 'mean'),
+};
 const embedRules: Record<keyof EmbedOptions, Rule> = {
   ...retrievalRules,
   pool: rule('none or mean', (value) => value === 'none' || value === 'mean'),
@@ -199,6 +216,17 @@ export function checkChatOptions(options: ChatOptions): void {
 export function checkRetrievalOptions(where: string, options: RetrievalOptions): void {
   checkOptions(where, options, Object.keys(retrievalRules));
   checkValues(where, options, retrievalRules);
+}
+
+/** Throws INVALID_ARGUMENT where the arguments of `rank` are not what it takes. */
+export function checkRank(question: string, candidates: readonly string[], options: RankOptions): void {
+  checkOptions('rank', options, Object.keys(rankRules));
+  checkValues('rank', options, rankRules);
+  checkText('rank', 'the question', question);
+  if (!Array.isArray(candidates) || candidates.length === 0) {
+    throw new QFormerError('INVALID_ARGUMENT', 'rank: the candidates must be a non-empty array of texts');
+  }
+  candidates.forEach((candidate, i) => checkText('rank', `candidate ${i}`, candidate));
 }
 
 /** Throws INVALID_ARGUMENT where `options` are not SearchOptions. */

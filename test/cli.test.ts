@@ -74,6 +74,31 @@ describe('qformer', () => {
   });
 });
 
+describe('qformer rank', () => {
+  const args = ['rank', fox, 'What is this?', 'This is a cat.', 'This is a fox.'];
+
+  it('prints sum, mean and text of each candidate, most likely first', async () => {
+    const { stdout, stderr, code } = await qformer(args);
+    expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
+    expect(stdout).toMatch(/^-[\d.]+ {2}-[\d.]+ {2}This is a fox\.\n-[\d.]+ {2}-[\d.]+ {2}This is a cat\.\n$/);
+  });
+
+  it('prints one JSON object with --json', async () => {
+    const { stdout } = await qformer([...args, '--by', 'mean', '--json']);
+    const { ranked } = JSON.parse(stdout) as { ranked: { candidate: string; index: number }[] };
+    expect(ranked.map(({ candidate, index }) => [candidate, index])).toEqual([
+      ['This is a fox.', 1],
+      ['This is a cat.', 0],
+    ]);
+  });
+
+  it('reports a wrong order as INVALID_ARGUMENT', async () => {
+    const { stderr, code } = await qformer([...args, '--by', 'max']);
+    expect(stderr).toMatch(/^error INVALID_ARGUMENT: rank: option 'by' must be sum or mean/);
+    expect(code).toBe(1);
+  });
+});
+
 describe('qformer caption', () => {
   it('prints the caption and nothing else', async () => {
     expect(await qformer(['caption', fox])).toEqual({

@@ -13,6 +13,7 @@ import { codeBlocks, matches } from './support/markdown.js';
 const pages = [
   'README.md',
   'docs/captioning.md',
+  'docs/ranking.md',
   'docs/chat.md',
   'docs/checkpoints.md',
   'docs/retrieval.md',

@@ -1,7 +1,7 @@
-// `qformer caption` and `qformer answer`: one result per image, streamed as text or printed as JSON.
+// `qformer caption`, `qformer answer` and `qformer rank`: one result per image, streamed as text or printed as JSON.
 
 import type { Generation, GenerationResult } from '../generation.js';
-import type { CaptionOptions } from '../options.js';
+import type { CaptionOptions, RankOptions } from '../options.js';
 import { generateOptions, type CommonFlags } from './flags.js';
 import { fail, oneLine, printJson } from './output.js';
 import { withModel } from './session.js';
@@ -29,6 +29,16 @@ export function caption(images: string[], flags: CommonFlags): Promise<void> {
 export function answer(image: string, question: string, flags: CommonFlags): Promise<void> {
   return withModel(flags, async (model, signal) => {
     await print(model.answer(image, question, generateOptions(flags, signal)), flags, { image, question });
+  });
+}
+
+/** Prints candidates by their likelihood: sum, mean and text of each. */
+export function rank(image: string, question: string, candidates: string[], flags: CommonFlags): Promise<void> {
+  return withModel(flags, async (model, signal) => {
+    const { by, raw, json } = flags;
+    const ranked = await model.rank(image, question, candidates, { by, raw, signal } as RankOptions);
+    const lines = ranked.map(({ sum, mean, candidate }) => `${sum.toFixed(3)}  ${mean.toFixed(3)}  ${candidate}\n`);
+    process.stdout.write(json ? `${JSON.stringify({ image, question, ranked })}\n` : lines.join(''));
   });
 }
 

@@ -20,6 +20,7 @@ export interface CommonFlags {
   numBeams?: number;
   lengthPenalty?: number;
   numReturnSequences?: number;
+  by?: string;
   raw?: boolean;
   json?: boolean;
   lang?: string;

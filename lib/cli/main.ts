@@ -77,6 +77,18 @@ function program(): Command {
       (await import('./ask.js')).answer(image, text, flags),
     );
 
+  modelFlags(root.command('rank'))
+    .description('put candidates in order by how likely the model is to answer with them')
+    .argument('<image>', 'image file')
+    .argument('<question>', 'the question')
+    .argument('<candidate...>', 'possible answers')
+    .option('--by <number>', 'sum: log-probability of the whole candidate; mean: per token', 'sum')
+    .option('--raw', 'the question is the whole prompt, no template')
+    .option('--json', 'print one JSON object and nothing else')
+    .action(async (image: string, question: string, candidates: string[], flags: CommonFlags) =>
+      (await import('./ask.js')).rank(image, question, candidates, flags),
+    );
+
   generateFlags(root.command('chat'))
     .description('talk about an image; one message per line, an empty line or end of input ends it')
     .argument('<image>', 'image file')

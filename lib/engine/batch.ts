@@ -19,8 +19,8 @@ export interface BatchArrays {
   contextLens: Int32Array;
   /** Columns of blockTable. */
   width: number;
-  /** Row of the last token of each sequence that samples, in batch order. */
-  lastRows: Int32Array;
+  /** Rows whose logits are wanted, in batch order: the last one of a sequence that samples. */
+  logitRows: Int32Array;
 }
 
 type PackedParts = [Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array];
@@ -43,10 +43,11 @@ function packedArrays(sizes: readonly number[]): [packed: Int32Array, parts: Int
 export function layOutBatch(batch: readonly ScheduledSequence[], blockSize: number, width?: number): BatchArrays {
   const tokens = batch.reduce((sum, { count }) => sum + count, 0);
   const columns = width ?? Math.max(1, ...batch.map(({ sequence }) => sequence.blockTable.length));
-  const sampling = batch.filter(({ sample }) => sample).length;
-  const sizes = [tokens, tokens, tokens, batch.length + 1, batch.length * columns, batch.length, sampling];
+  const wanted = batch.map(({ sequence, start, count }) => sequence.logitPositions(start, start + count));
+  const logits = wanted.reduce((sum, { from, to }) => sum + Math.max(0, to - from), 0);
+  const sizes = [tokens, tokens, tokens, batch.length + 1, batch.length * columns, batch.length, logits];
   const [packed, parts] = packedArrays(sizes);
-  const [ids, positions, slotMapping, cuSeqlensQ, blockTable, contextLens, lastRows] = parts as PackedParts;
+  const [ids, positions, slotMapping, cuSeqlensQ, blockTable, contextLens, logitRows] = parts as PackedParts;
   const arrays: BatchArrays = {
     packed,
     ids,
@@ -56,11 +57,11 @@ export function layOutBatch(batch: readonly ScheduledSequence[], blockSize: numb
     blockTable,
     contextLens,
     width: columns,
-    lastRows,
+    logitRows,
   };
   let row = 0;
-  let sampled = 0;
-  batch.forEach(({ sequence, start, count, sample }, b) => {
+  let logitRow = 0;
+  batch.forEach(({ sequence, start, count }, b) => {
     const { tokens: ids, blockTable } = sequence;
     for (let position = start; position < start + count; position++, row++) {
       arrays.ids[row] = Math.max(0, ids[position]!);
@@ -72,7 +73,8 @@ export function layOutBatch(batch: readonly ScheduledSequence[], blockSize: numb
     arrays.contextLens[b] = start + count;
     const used = Math.ceil((start + count) / blockSize);
     for (let i = 0; i < used; i++) arrays.blockTable[b * columns + i] = blockTable[i]!;
-    if (sample) arrays.lastRows[sampled++] = row - 1;
+    const { from, to } = wanted[b]!;
+    for (let position = from; position < to; position++) logitRows[logitRow++] = row - (start + count) + position;
   });
   return arrays;
 }

@@ -14,6 +14,7 @@ export class BeamSearch implements SequenceGroup {
   readonly id: number;
   readonly promptLength: number;
   readonly width: number;
+  readonly answerTokens = 1;
   preemptions = 0;
   #beams: Sequence[];
   readonly #scores: BeamScores;

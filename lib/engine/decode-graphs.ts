@@ -92,9 +92,9 @@ class RecordedStep {
   }
 
   #views(): Tensor[] {
-    const { ids, lastRows, batch } = this.#inputs;
+    const { ids, logitRows, batch } = this.#inputs;
     const { positions, cuSeqlensQ, slotMapping, blockTable, contextLens } = batch;
-    return [ids, lastRows, positions, cuSeqlensQ, slotMapping, blockTable, contextLens];
+    return [ids, logitRows, positions, cuSeqlensQ, slotMapping, blockTable, contextLens];
   }
 
   #disposeInputs(): void {

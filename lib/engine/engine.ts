@@ -82,14 +82,14 @@ export class Engine {
   /** Queues a request. Throws INVALID_ARGUMENT where it can never run, the device fault where the engine is poisoned. */
   add(group: SequenceGroup): void {
     if (this.#poison !== undefined) throw this.#poison;
-    const { id, promptLength } = group;
+    const { id, promptLength, answerTokens } = group;
     if (promptLength === 0) throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
     const maxContext = this.#contextOf(group);
-    if (promptLength >= maxContext) {
+    if (promptLength + answerTokens > maxContext) {
       const whose = group.width === 1 ? '' : ` of ${group.width} sequences`;
       throw new QFormerError(
         'INVALID_ARGUMENT',
-        `the prompt has ${promptLength} tokens; at most ${maxContext - 1} leave room for an answer in a context of ${maxContext}${whose}`,
+        `the prompt has ${promptLength} tokens; at most ${maxContext - answerTokens} leave room for an answer in a context of ${maxContext}${whose}`,
         { promptTokens: promptLength, maxContext },
       );
     }
@@ -149,8 +149,10 @@ export class Engine {
       if (group === undefined) return; // failed with another of its sequences
       const output = this.#compute(item, outputs[i]);
       if (output !== undefined && 'error' in output) return this.#fail(group, output.error);
-      if (!sample) return;
-      if (output === undefined) return this.#fail(group, new QFormerError('INTERNAL', 'the runner returned no token'));
+      if (output === undefined) {
+        if (sample) this.#fail(group, new QFormerError('INTERNAL', 'the runner returned no token'));
+        return;
+      }
       const ofGroup = sampled.get(group) ?? new Map<Sequence, StepOutput>();
       sampled.set(group, ofGroup.set(sequence, output));
     });

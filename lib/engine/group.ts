@@ -12,7 +12,18 @@ export interface Candidates {
 }
 
 /** What a step produced for one scheduled sequence. */
-export type StepOutput = { tokenId: number; logprob?: TokenLogprob } | { candidates: Candidates } | { error: unknown };
+export type StepOutput =
+  | { tokenId: number; logprob?: TokenLogprob }
+  | { candidates: Candidates }
+  /** Log-probabilities that were asked for, row by row, from row number `row` of those on. */
+  | { logprobs: number[][]; row: number }
+  | { error: unknown };
+
+/** Log-probabilities wanted of a sequence, instead of a next token: `ids[i]` at position `from + i`. */
+export interface Probe {
+  from: number;
+  ids: readonly (readonly number[])[];
+}
 
 /** What a group needs to know when it takes the outputs of a step. */
 export interface GroupStep {
@@ -27,6 +38,8 @@ export interface GroupStep {
 export interface SequenceGroup {
   readonly id: number;
   readonly promptLength: number;
+  /** Tokens beyond the prompt that there must be room for. */
+  readonly answerTokens: number;
   /** Tokens at a time: how many sequences it has at most. */
   readonly width: number;
   /** Those that run, all beginning with the prompt; at least one. After a preemption the first computes what all begin with. */

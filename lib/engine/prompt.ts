@@ -12,6 +12,7 @@ import type { SequenceGroup } from './group.js';
 import { readPixels } from './image-features.js';
 import { resolveParams } from './params.js';
 import type { EngineRequest } from './protocol.js';
+import { Ranking } from './ranking.js';
 import { Sequence } from './sequence.js';
 
 /** Makes sequences for one checkpoint. */
@@ -55,7 +56,19 @@ export class PromptBuilder {
       detokenizer: () => new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
       arrival,
     });
+    if (request.candidates !== undefined) return new Ranking(sequence, this.#candidates(request));
     return params.numBeams > 1 ? new BeamSearch(sequence) : sequence;
+  }
+
+  /** Ids of the candidates, as the model would write them behind the prompt: GPT-2's tokens begin with their space. */
+  #candidates({ candidates = [], prompt }: EngineRequest): number[][] {
+    const isSpaced = this.#checkpoint.config.text.modelType === 'opt' && !/\s$/u.test(String(prompt));
+    if (candidates.length === 0) throw new QFormerError('INVALID_ARGUMENT', 'there are no candidates');
+    return candidates.map((text) => {
+      const ids = this.#tokenizer.encode(isSpaced ? ` ${text.trimStart()}` : text, { addSpecialTokens: false });
+      if (ids.length > 0) return ids;
+      throw new QFormerError('INVALID_ARGUMENT', `candidate ${describe(text)} has no tokens`);
+    });
   }
 
   #promptIds(prompt: string | readonly number[], hasImages: boolean, maxContext: number): number[] {

@@ -60,6 +60,8 @@ export interface EngineRequest {
   images?: TaskImage[];
   /** What an instruction-aware Q-Former reads. Default: the prompt text. */
   instruction?: string;
+  /** Texts to score as answers, instead of generating one. */
+  candidates?: string[];
   params?: GenerateParams;
 }
 
@@ -124,6 +126,8 @@ export interface EngineResult {
   logprobs?: TokenLogprob[];
   /** Of a beam search: the `numReturnSequences` best answers, best first. The first one is `text` and `tokenIds`. */
   beams?: Beam[];
+  /** Of a ranking: the candidates in their order, with the log-probability of each token. */
+  candidates?: { tokenIds: number[]; logprobs: number[] }[];
   seed: number;
 }
 

@@ -14,7 +14,7 @@ import type { StepOutput } from './group.js';
 import type { ImageEncoder } from './image-encoder.js';
 import type { BlockCopy } from './kv-cache.js';
 import type { KvPool } from './kv-pool.js';
-import { nextTokens } from './next-tokens.js';
+import { nextTokens, type LogitRow } from './next-tokens.js';
 import type { ScheduledSequence } from './scheduler.js';
 import type { Sequence } from './sequence.js';
 import { viewStep } from './step-inputs.js';
@@ -55,12 +55,11 @@ export class ModelRunner implements Runner {
       const outputs = new Map<ScheduledSequence, StepOutput>();
       const images = batch.flatMap((item) => this.#imageRows(item, outputs));
       const healthy = batch.filter((item) => !outputs.has(item));
-      const sampled = healthy.filter(({ sample }) => sample);
       if (healthy.length > 0) {
         const logits = this.#forward(healthy, images);
-        const sequences = sampled.map(({ sequence }) => sequence);
-        const tokens = logits === undefined ? [] : nextTokens(logits, sequences, this.#options.device);
-        sampled.forEach((item, i) => outputs.set(item, tokens[i]!));
+        const rows = healthy.flatMap(rowsOf);
+        const results = logits === undefined ? [] : nextTokens(logits, rows, this.#options.device);
+        rows.forEach(({ item }, i) => outputs.set(item, joined(outputs.get(item), results[i]!)));
       }
       return batch.map((item) => outputs.get(item));
     });
@@ -72,22 +71,22 @@ export class ModelRunner implements Runner {
     this.#options.imageEncoder?.dispose();
   }
 
-  /** [sampled, vocab] f32, or undefined where no sequence samples. */
+  /** [rows, vocab] f32: logits of the rows that are wanted, or undefined where none is. */
   #forward(batch: readonly ScheduledSequence[], images: readonly ImageRows[]): Tensor | undefined {
     const { model, kvPool } = this.#options;
     const isDecode = images.length === 0 && batch.every(({ count, sample }) => count === 1 && sample);
     const replayed = isDecode ? this.#graphs?.run(batch) : undefined;
     if (replayed !== undefined) return replayed;
     const arrays = layOutBatch(batch, kvPool.blockSize);
-    const { ids, lastRows, batch: inputs } = viewStep(this.#i32(arrays.packed), arrays, kvPool);
+    const { ids, logitRows, batch: inputs } = viewStep(this.#i32(arrays.packed), arrays, kvPool);
     const embeds = model.languageModel.embed(ids);
     for (const { item, positions, rows } of images) {
       const first = arrays.cuSeqlensQ[batch.indexOf(item)]! - item.start;
       ops.scatterRows(embeds, this.#i32(Int32Array.from(positions, (position) => first + position)), rows);
     }
     const hidden = model.languageModel.forward(embeds, inputs);
-    if (arrays.lastRows.length === 0) return undefined;
-    return model.languageModel.logits(ops.gatherRows(hidden, lastRows));
+    if (arrays.logitRows.length === 0) return undefined;
+    return model.languageModel.logits(ops.gatherRows(hidden, logitRows));
   }
 
   /** The image rows that fall into this step; a failure belongs to the request. */
@@ -130,4 +129,17 @@ export class ModelRunner implements Runner {
   #i32(values: Int32Array): Tensor {
     return Tensor.fromArray(values, [values.length], { device: this.#options.device });
   }
+}
+
+/** The rows of an item whose logits are wanted, in order. */
+function rowsOf(item: ScheduledSequence): (LogitRow & { item: ScheduledSequence })[] {
+  const { sequence, start, count } = item;
+  const { from, to } = sequence.logitPositions(start, start + count);
+  return Array.from({ length: Math.max(0, to - from) }, (_, i) => ({ item, sequence, position: from + i }));
+}
+
+/** The outputs of two rows of an item as one. */
+function joined(before: StepOutput | undefined, next: StepOutput): StepOutput {
+  if (before === undefined || !('logprobs' in before) || !('logprobs' in next)) return before ?? next;
+  return { logprobs: [...before.logprobs, ...next.logprobs], row: before.row };
 }

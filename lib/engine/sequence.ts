@@ -3,7 +3,7 @@
 // requests are one sequence, and a sequence is the group of itself; those of a beam search are forks of a first one.
 
 import { QFormerError } from '../errors.js';
-import type { GroupStep, SequenceGroup, StepOutput } from './group.js';
+import type { GroupStep, Probe, SequenceGroup, StepOutput } from './group.js';
 import { LogitRules } from './logits.js';
 import type { ResolvedParams } from './params.js';
 import type { Delta, EngineResult, FinishReason, TokenLogprob, Usage } from './protocol.js';
@@ -44,6 +44,7 @@ export interface SequenceInit {
 export class Sequence implements SequenceGroup {
   readonly id: number;
   readonly width = 1;
+  readonly answerTokens = 1;
   readonly sequences: readonly Sequence[] = [this];
   readonly params: ResolvedParams;
   /** Prompt and generated tokens. */
@@ -63,6 +64,8 @@ export class Sequence implements SequenceGroup {
   /** Prompt tokens found in the prefix cache when it first ran. */
   cachedTokens = 0;
   preemptions = 0;
+  /** What is wanted of it instead of a next token. */
+  probe: Probe | undefined;
   /** Shared by forks. */
   readonly timer: RequestTimer;
 
@@ -105,6 +108,12 @@ export class Sequence implements SequenceGroup {
   /** Tokens to compute before the next one can be sampled: 1 while decoding. */
   get numPending(): number {
     return this.tokens.length - this.numComputed;
+  }
+
+  /** Positions of tokens [start, end) whose logits are wanted; `end` ends at the next token. */
+  logitPositions(start: number, end: number): { from: number; to: number } {
+    if (this.probe !== undefined) return { from: Math.max(start, this.probe.from), to: end };
+    return { from: end === this.tokens.length ? end - 1 : end, to: end };
   }
 
   /** Candidates for the next token that a beam search wants of it; 0: one token is drawn. */

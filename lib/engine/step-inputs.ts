@@ -9,7 +9,7 @@ export interface StepInputs {
   /** [t] i32 */
   ids: Tensor;
   /** [sampled] i32: rows of the hidden states to take logits of */
-  lastRows: Tensor;
+  logitRows: Tensor;
   batch: BatchInputs;
 }
 
@@ -21,7 +21,7 @@ export function viewStep(packed: Tensor, arrays: BatchArrays, kvCache: KvCache):
   };
   return {
     ids: part(arrays.ids),
-    lastRows: part(arrays.lastRows),
+    logitRows: part(arrays.logitRows),
     batch: {
       positions: part(arrays.positions),
       cuSeqlensQ: part(arrays.cuSeqlensQ),
