@@ -5,7 +5,7 @@ import { cpus } from 'node:os';
 import { QFormerError, describe } from '../errors.js';
 import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/checkpoint.js';
 import type { ModelConfig, PreprocessorConfig } from '../io/config.js';
-import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget } from '../io/memory-estimate.js';
+import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget, weightBytes } from '../io/memory-estimate.js';
 import { storedDtype } from '../models/activations.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
@@ -86,12 +86,14 @@ function assemble(
   device: DeviceInfo,
   disposers: (() => void)[],
 ): Omit<LoadedEngine, 'prompts' | 'dispose'> {
+  const { activations } = weights;
   const kvPool = new KvPool(model.languageModel, {
     device: device.name,
-    dtype: options.kvCacheDtype ?? weights.activations,
+    dtype: options.kvCacheDtype ?? activations,
     ...(options.kvCacheTokens !== undefined && { tokens: options.kvCacheTokens }),
     maxBatchSize: limits.maxBatchSize,
-    maxBytes: kvBudget(freeBytes(device), device.name === 'cpu' ? checkpoint.bytes : 0),
+    // What was copied is taken already; what is mapped will be, page by page.
+    maxBytes: kvBudget(freeBytes(device), weightBytes(checkpoint.tensors, { ...options, activations }).mapped),
   });
   disposers.push(() => kvPool.dispose());
   const preprocessor = withImageSize(checkpoint, options);
