@@ -2,11 +2,13 @@
 //
 // Holds everything that run needs, because such a machine has a driver and nothing else: Node itself (stripped), the built
 // package, the CUDA library, the emulated GPU, the tests as plain JavaScript with their fixtures, the benchmarks, and run.sh.
-// build/gpu-bundle/qformer-gpu.tar.xz; unpack it anywhere and start ./run.sh. See scripts/gpu/sections.mjs.
+// build/gpu-bundle/qformer-gpu.tar.xz; unpack it anywhere and start ./run.sh. See scripts/gpu/sections.mjs. The CUDA library
+// takes most of the time; `npm run gpu-bundle -- --cuda FILE` takes one that is there, such as the compile gate's.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { dirname, join, relative } from 'node:path';
+import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { build } from 'esbuild';
 import { findNvcc } from './cuda-gate.mjs';
 import { capture, step, StepError } from './steps.mjs';
@@ -88,20 +90,16 @@ async function compileSources() {
   await build({ ...common, ...bench, bundle: true, packages: 'external' });
 }
 
-/** The GPU library for every architecture; undefined where there is no nvcc. */
+/** The GPU library for every architecture: the one given by `--cuda FILE`, else a new one; undefined without nvcc. */
 function buildCuda() {
+  const { values } = parseArgs({ options: { cuda: { type: 'string' } } });
+  if (values.cuda !== undefined) return resolve(values.cuda);
   const nvcc = findNvcc();
   if (nvcc === undefined) return undefined;
   const tree = join(work, 'cuda');
   const ninja = capture('ninja', ['--version']).ok ? ['-G', 'Ninja'] : [];
   const cached = capture('ccache', ['--version']).ok ? ['-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache'] : [];
-  const options = [
-    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
-    ...ninja,
-    ...cached,
-    '-DQFORMER_PTXAS_VERBOSE=ON',
-    '-DQFORMER_WERROR=ON',
-  ];
+  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, ...ninja, ...cached, '-DQFORMER_WERROR=ON'];
   step('Configuring the CUDA library', 'cmake', ['-S', join(root, 'cuda'), '-B', tree, ...options]);
   step('Building the CUDA library', 'cmake', ['--build', tree, '--parallel', '2']);
   const file = readdirSync(tree).find((name) => /^libqformer_cuda\d+\.so$/.test(name));
