@@ -17,9 +17,9 @@ const runner = {
     sequence: { shuffle: false, concurrent: false, seed, hooks: 'stack', setupFiles: 'list' },
     chaiConfig: undefined,
     maxConcurrency: 1,
-    // A first launch on a new GPU may compile for it.
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+    // A first launch on a new GPU may compile for it, and the emulated one is slow; the section has a limit of its own.
+    testTimeout: 600_000,
+    hookTimeout: 600_000,
     retry: 0,
     includeTaskLocation: false,
     diffOptions: undefined,
