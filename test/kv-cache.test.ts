@@ -119,7 +119,10 @@ describe('BlockManager', () => {
     const shared = first.blockTable[2]!;
     const writes = [first, second, third].map((each) => ({ owner: each, start: 10, end: 11 }));
     const copies = blocks.reserve(writes)!;
-    expect(copies.map(({ from }) => from)).toEqual([shared, shared]);
+    expect(copies.map(({ from, tokens }) => [from, tokens])).toEqual([
+      [shared, 2],
+      [shared, 2],
+    ]);
     expect(copies.map(({ to }) => to)).toEqual([first.blockTable[2], second.blockTable[2]]);
     expect(third.blockTable[2]).toBe(shared);
     for (const each of [first, second, third]) blocks.release(each);

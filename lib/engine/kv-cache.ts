@@ -26,10 +26,11 @@ export interface BlockWrite {
   end: number;
 }
 
-/** A block whose content moves to another before anything is written. */
+/** A block whose first `tokens` tokens are copied to another before anything is written; the rest of it was never written. */
 export interface BlockCopy {
   from: number;
   to: number;
+  tokens: number;
 }
 
 /** Hands out, shares, copies, caches and evicts the blocks of the KV pool. */
@@ -122,7 +123,7 @@ export class BlockManager {
       if (from !== undefined && start % this.blockSize !== 0 && this.#references[from]! > 1) {
         this.#references[from]!--;
         owner.blockTable[index] = this.#take();
-        copies.push({ from, to: owner.blockTable[index] });
+        copies.push({ from, to: owner.blockTable[index], tokens: start % this.blockSize });
       }
       this.grow(owner, end);
       return copies;

@@ -48,17 +48,20 @@ export class KvPool implements KvCache {
     }
   }
 
-  /** Copies blocks, all at a time: none is the source of one and the destination of another. */
+  /** Copies the filled parts of blocks, all at a time: none is the source of one and the destination of another. */
   copyBlocks(copies: readonly BlockCopy[]): void {
     if (copies.length === 0) return;
     scope(() => {
-      const ids = (blocks: readonly number[]): Tensor =>
-        Tensor.fromArray(Int32Array.from(blocks), [blocks.length], { device: this.#device });
-      const [from, to] = [ids(copies.map((copy) => copy.from)), ids(copies.map((copy) => copy.to))];
+      const slots = (end: 'from' | 'to'): Tensor => {
+        const ids = copies.flatMap((copy) => Array.from({ length: copy.tokens }, (_, i) => copy[end] * BLOCK_SIZE + i));
+        return Tensor.fromArray(Int32Array.from(ids), [ids.length], { device: this.#device });
+      };
+      const [from, to] = [slots('from'), slots('to')];
+      const numSlots = this.numBlocks * BLOCK_SIZE;
       for (const { k, v } of this.layers) {
         for (const pool of [k, v]) {
-          const blocks = pool.reshape([this.numBlocks, pool.size / this.numBlocks]);
-          ops.scatterRows(blocks, to, ops.gatherRows(blocks, from));
+          const rows = pool.reshape([numSlots, pool.size / numSlots]);
+          ops.scatterRows(rows, to, ops.gatherRows(rows, from));
         }
       }
     });

@@ -86,7 +86,7 @@ export class FakeRunner implements Runner {
   runStep(batch: readonly ScheduledSequence[], copies: readonly BlockCopy[] = []): (StepOutput | undefined)[] {
     this.before?.(batch);
     const { blockSize } = this.options;
-    const sources = copies.map(({ from }) => this.slots.slice(from * blockSize, (from + 1) * blockSize));
+    const sources = copies.map(({ from, tokens }) => this.slots.slice(from * blockSize, from * blockSize + tokens));
     copies.forEach(({ to }, i) => this.slots.set(sources[i]!, to * blockSize));
     this.copiedBlocks += copies.length;
     this.maxBatch = Math.max(this.maxBatch, batch.length);
