@@ -55,8 +55,8 @@ QfStatus attention(int32_t device, const QfAttention* args) {
   p.q_stride = a.q_stride;
   p.k_stride = a.k_stride;
   p.v_stride = a.v_stride;
-  p.bias_q = a.bias_q;
-  p.bias_k = a.bias_k;
+  p.bias_span = static_cast<int32_t>(a.bias_span);
+  p.bias_origin = static_cast<int32_t>(a.bias_origin);
   p.batch = static_cast<int32_t>(a.batch);
   p.tokens_q = static_cast<int32_t>(a.tokens_q);
   p.tokens_k = static_cast<int32_t>(a.tokens_k);

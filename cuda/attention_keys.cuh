@@ -82,10 +82,15 @@ QF_DEVICE void begin_block(const KeyStream<T, Offset>& stream, Shared<T> ring) {
   for (int step = 0; step < KeyWarpShape<T, kHeadDim>::kStages - 1; ++step) issue_step<kHeadDim>(stream, ring, step);
 }
 
-// One block for 16 rows that all see its first `count` keys; begin_block came before.
-template <int kHeadDim, class T, class Offset>
+struct NoBias {
+  QF_DEVICE void operator()(float (&)[8][4]) const {}
+};
+
+// One block for 16 rows that all see its first `count` keys; begin_block came before. bias(scores) adds to the scores.
+template <int kHeadDim, class T, class Offset, class Bias = NoBias>
 QF_DEVICE void finish_block(const KeyStream<T, Offset>& stream, Shared<T> ring, const QueryFragments<kHeadDim>& q,
-                            float scale_log2, RowState (&partial)[2], float (&o)[TileShape<kHeadDim>::kTiles8][4]) {
+                            float scale_log2, RowState (&partial)[2], float (&o)[TileShape<kHeadDim>::kTiles8][4],
+                            const Bias& bias = {}) {
   using Shape = KeyWarpShape<T, kHeadDim>;
   float s[8][4] = {};
   uint32_t weights[4][4];
@@ -105,6 +110,7 @@ QF_DEVICE void finish_block(const KeyStream<T, Offset>& stream, Shared<T> ring, 
     }
     if (step == 3) {
       const KeyRange range[2] = {{0, stream.count}, {0, stream.count}};
+      bias(s);
       if (stream.count < kKeyBlock) mask_block(s, 0, range);
       softmax_block<T>(s, scale_log2, weights, partial);
     }

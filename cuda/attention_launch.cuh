@@ -71,11 +71,14 @@ QfStatus launch_paged_attention(DeviceContext& context, const AttentionProblem& 
   const int64_t rows = p.tokens_q > 1 ? static_cast<int64_t>(p.tokens_q) * p.group : 0;
   const int64_t tiles = row_tile_bound(rows, std::min<int64_t>(p.batch, p.tokens_q / 2), 16 * kPagedWarps);
   const dim3 grid(static_cast<uint32_t>(args.decode_ctas + tiles), static_cast<uint32_t>(p.kv_heads));
-  return with_head_dim(p.head_dim, [&](auto width) {
+  const auto run = [&](auto width, auto biased) {
     constexpr int kHeadDim = decltype(width)::value;
-    return launch("pagedAttention", context.stream, paged_attention_kernel<T, kHeadDim>, grid, dim3(32 * kPagedWarps),
-                  PagedKernelShape<T, kHeadDim>::kSharedBytes, args);
-  });
+    constexpr bool kBias = decltype(biased)::value;
+    return launch("pagedAttention", context.stream, paged_attention_kernel<T, kHeadDim, kBias>, grid,
+                  dim3(32 * kPagedWarps), PagedKernelShape<T, kHeadDim>::kSharedBytes, args);
+  };
+  if (p.bias != nullptr) return run(std::integral_constant<int, 64>(), std::true_type());
+  return with_head_dim(p.head_dim, [&](auto width) { return run(width, std::false_type()); });
 }
 
 }  // namespace qformer::cuda

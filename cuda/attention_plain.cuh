@@ -107,9 +107,7 @@ QF_DEVICE void attend_plain(const AttentionProblem& p, const RowTile& tile, int3
   const int32_t begin_key = visible_keys(p, sequence, tile.first / p.group).begin;
   const int32_t end_key = visible_keys(p, sequence, last_row / p.group).end;
   const KeyRange range = active ? visible_keys(p, sequence, r / p.group) : KeyRange{0, 0};
-  const Global<const float> bias =
-      Global<const float>(p.bias) +
-      (p.bias == nullptr || !active ? 0 : ((kv_head * p.group + r % p.group) * p.bias_q + r / p.group) * p.bias_k);
+  const BiasRow bias = bias_row(p, sequence, kv_head, r);
   load_plain_queries<T>(p, m, tile, kv_head);
 
   RowState state = {negative_infinity(), 0.0f};
@@ -135,7 +133,7 @@ QF_DEVICE void attend_plain(const AttentionProblem& p, const RowTile& tile, int3
       const bool seen = key >= range.begin && key < range.end;
       s[n] = !seen               ? negative_infinity()
              : p.bias == nullptr ? mul_rn(s[n], p.scale)
-                                 : fmaf(s[n], p.scale, bias.load(key));
+                                 : fmaf(s[n], p.scale, bias_at(p, bias, key));
       max = fmaxf(max, s[n]);
     }
     max = fmaxf(state.max, max_of_row(max));

@@ -21,7 +21,7 @@ struct AttentionProblem {
   const void* q;                // token 0, head 0; tokens q_stride apart
   const void* k;                // key 0, kv head 0; keys k_stride apart (paged: slots k_stride apart)
   const void* v;                // same with v_stride
-  const float* bias;            // [heads, bias_q, bias_k] or null
+  const float* bias;            // [heads, bias_span] or null
   void* o;                      // [tokens_q, heads, head_dim] dense
   const int32_t* cu_seqlens_q;  // [batch + 1]; null: every sequence has rows_per_batch tokens, of which len_q attend
   const int32_t* cu_seqlens_k;  // [batch + 1]; null where paged or uniform
@@ -29,7 +29,7 @@ struct AttentionProblem {
   const int32_t* context_lens;  // [batch]
   int32_t* fault;
   int64_t q_stride, k_stride, v_stride;
-  int64_t bias_q, bias_k;
+  int32_t bias_span, bias_origin;
   int32_t batch, tokens_q, tokens_k;
   int32_t heads, kv_heads, group, head_dim;
   int32_t blocks, block_size, max_blocks;
@@ -69,26 +69,22 @@ QF_DEVICE Sequence sequence_at(const AttentionProblem& p, int32_t b) {
     if (s.k_begin < 0 || s.len_k < 0 || s.k_begin + s.len_k > p.tokens_k) return s;
   }
   s.len_q = q_end - q_begin;
-  if (p.bias != nullptr && (s.len_q > p.bias_q || s.len_k > p.bias_k)) s.len_q = 0;
   return s;
 }
 
-// Reports what makes the offsets, contexts or the bias unusable. Run by the threads of one CTA of the grid.
+// Reports what makes the offsets or contexts unusable. Run by the threads of one CTA of the grid.
 QF_DEVICE void check_sequences(const AttentionProblem& p) {
   if (p.cu_seqlens_q == nullptr) return;
   const Global<const int32_t> cu_q(p.cu_seqlens_q);
   for (int32_t b = static_cast<int32_t>(threadIdx.x); b < p.batch; b += static_cast<int32_t>(blockDim.x)) {
     const int32_t begin = cu_q.load(b), end = cu_q.load(b + 1);
     bool good = begin <= end && begin >= 0 && (b > 0 || begin == 0) && (b + 1 < p.batch || end == p.tokens_q);
-    int64_t len_k = 0;
     if (p.context_lens == nullptr) {
       const Global<const int32_t> cu_k(p.cu_seqlens_k);
       const int32_t k_begin = cu_k.load(b), k_end = cu_k.load(b + 1);
       good = good && k_begin <= k_end && (b > 0 || k_begin == 0) && (b + 1 < p.batch || k_end == p.tokens_k);
-      len_k = static_cast<int64_t>(k_end) - k_begin;
-      if (p.bias != nullptr) good = good && end - begin <= p.bias_q && len_k <= p.bias_k;
     } else if (begin < end) {
-      len_k = Global<const int32_t>(p.context_lens).load(b);
+      const int32_t len_k = Global<const int32_t>(p.context_lens).load(b);
       good = good && len_k >= 0 && len_k <= static_cast<int64_t>(p.max_blocks) * p.block_size;
     }
     if (!good) report_fault(p.fault, kFaultBadLength);
@@ -160,6 +156,24 @@ QF_DEVICE KeyRange visible_keys(const AttentionProblem& p, const Sequence& s, in
   }
   end = end < 0 ? 0 : end < s.len_k ? end : s.len_k;
   return {0, end};
+}
+
+// Where one row finds its bias: key j adds table[clamp(j + shift, 0, bias_span - 1)], which is always in the table.
+struct BiasRow {
+  Global<const float> table;
+  int32_t shift;
+};
+
+// Of row `row` of a sequence; a row past the last one gives the last one's.
+QF_DEVICE BiasRow bias_row(const AttentionProblem& p, const Sequence& s, int32_t kv_head, int32_t row) {
+  const int32_t last = s.len_q * p.group - 1, own = row < last ? row : last;
+  const int64_t head = kv_head * p.group + own % p.group;
+  return {Global<const float>(p.bias) + head * p.bias_span, p.bias_origin - (own / p.group + s.len_k - s.len_q)};
+}
+
+QF_DEVICE float bias_at(const AttentionProblem& p, const BiasRow& row, int32_t key) {
+  const int32_t at = key + row.shift, last = p.bias_span - 1;
+  return row.table.load(at < 0 ? 0 : at < last ? at : last);
 }
 
 // The cache slot of a key, or -1 where the block table points outside the cache (reported).

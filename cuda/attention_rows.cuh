@@ -187,7 +187,7 @@ QF_DEVICE void attend_row_tile(const AttentionProblem& p, const RowTile& tile, i
       } else {
         score_block<false, T, kHeadDim>(memory.k, q, pairs, s);
       }
-      if constexpr (kBias) add_bias(s, p, kv_head, warp_first, tile.rows, first, rows.range);
+      if constexpr (kBias) add_bias(s, p, sequence, kv_head, warp_first, first);
       if (!inside) mask_block(s, first, rows.range);
       RowState partial[2];
       softmax_block<T>(s, scale_log2, weights, partial);

@@ -56,22 +56,20 @@ QF_DEVICE void mask_block(float (&s)[8][4], int32_t first, const KeyRange (&rang
   }
 }
 
-// s = s * scale + bias for the keys that a row sees. warp_first: the warp's first row, of `rows` in its sequence.
-QF_DEVICE void add_bias(float (&s)[8][4], const AttentionProblem& p, int32_t kv_head, int32_t warp_first, int32_t rows,
-                        int32_t first, const KeyRange (&range)[2]) {
+// s = s * scale + bias. `row`: the warp's first row in its sequence. Keys that a row does not see are masked
+// afterwards.
+QF_DEVICE void add_bias(float (&s)[8][4], const AttentionProblem& p, const Sequence& sequence, int32_t kv_head,
+                        int32_t row, int32_t first) {
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32, column = first + lane % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int32_t own = warp_first + lane / 4 + 8 * half, row = own < rows ? own : rows - 1;
-    const int64_t head = kv_head * p.group + row % p.group;
-    const Global<const float> bias = Global<const float>(p.bias) + (head * p.bias_q + row / p.group) * p.bias_k;
+    const BiasRow bias = bias_row(p, sequence, kv_head, row + lane / 4 + 8 * half);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int32_t key = column + n * 8 + i;
         float& score = s[n][2 * half + i];
-        if (key >= range[half].begin && key < range[half].end) score = fmaf(score, p.scale, bias.load(key));
+        score = fmaf(score, p.scale, bias_at(p, bias, column + n * 8 + i));
       }
     }
   }

@@ -29,6 +29,7 @@ QfStatus paged_attention(int32_t device, const QfPagedAttention* args) {
   p.q = a.q;
   p.k = a.k_cache;
   p.v = a.v_cache;
+  p.bias = a.bias;
   p.o = a.o;
   p.cu_seqlens_q = a.cu_seqlens_q;
   p.block_table = a.block_table;
@@ -45,6 +46,8 @@ QfStatus paged_attention(int32_t device, const QfPagedAttention* args) {
   p.blocks = static_cast<int32_t>(a.blocks);
   p.block_size = static_cast<int32_t>(a.block_size);
   p.max_blocks = static_cast<int32_t>(a.max_blocks);
+  p.bias_span = static_cast<int32_t>(a.bias_span);
+  p.bias_origin = static_cast<int32_t>(a.bias_origin);
   p.scale = a.scale;
   p.mask = QF_MASK_CAUSAL;
   if (!fits_tensor_cores(p, a.dtype, a.cache_dtype)) {

@@ -106,7 +106,7 @@ QF_DEVICE void publish_partial(const PagedProblem& args, const DecodeTile& tile,
   }
 }
 
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, bool kBias>
 QF_DEVICE void attend_decode(const PagedProblem& args, int32_t number, int32_t kv_head, SharedMemory& shared) {
   using Shape = KeyWarpShape<T, kHeadDim>;
   const AttentionProblem& p = args.attention;
@@ -139,7 +139,7 @@ QF_DEVICE void attend_decode(const PagedProblem& args, int32_t number, int32_t k
         return row < tile.rows ? tile.sequence.q_begin * p.q_stride + head * p.head_dim : int64_t{-1};
       },
       q);
-  const float scale_log2 = mul_rn(p.scale, kLog2E);
+  const float scale_log2 = kBias ? kLog2E : mul_rn(p.scale, kLog2E);
   auto offset = [&](int32_t key) {
     const int64_t slot = slots.load(key);
     return slot < 0 ? int64_t{-1} : slot * p.k_stride + static_cast<int64_t>(kv_head) * p.head_dim;
@@ -157,7 +157,9 @@ QF_DEVICE void attend_decode(const PagedProblem& args, int32_t number, int32_t k
     float o[TileShape<kHeadDim>::kTiles8][4] = {};
     RowState partial[2];
     begin_block<kHeadDim>(stream, ring);
-    finish_block<kHeadDim>(stream, ring, q, scale_log2, partial, o);
+    finish_block<kHeadDim>(stream, ring, q, scale_log2, partial, o, [&](float(&s)[8][4]) {
+      if constexpr (kBias) add_bias(s, p, tile.sequence, kv_head, tile.first, first);
+    });
     if (rounds == 1) {
       share_partial<kHeadDim>(ring, states + warp * 32, partial, o);
     } else {
@@ -174,19 +176,20 @@ QF_DEVICE void attend_decode(const PagedProblem& args, int32_t number, int32_t k
   if (arrive_last(counter, arriving, flag)) combine_scratch<T>(args, tile, blocks);
 }
 
-template <class T, int kHeadDim>
-QF_KERNEL void QF_LAUNCH_BOUNDS(32 * kPagedWarps, kHeadDim > 64 ? 2 : 3) paged_attention_kernel(PagedProblem args) {
+template <class T, int kHeadDim, bool kBias>
+QF_KERNEL void QF_LAUNCH_BOUNDS(32 * kPagedWarps, kHeadDim > 64 || kBias ? 2 : 3)
+    paged_attention_kernel(PagedProblem args) {
   SharedMemory shared;
   const int32_t number = static_cast<int32_t>(blockIdx.x), kv_head = static_cast<int32_t>(blockIdx.y);
   if (number == 0 && kv_head == 0) check_sequences(args.attention);
   if (number < args.decode_ctas) {
-    attend_decode<T, kHeadDim>(args, number, kv_head, shared);
+    attend_decode<T, kHeadDim, kBias>(args, number, kv_head, shared);
     return;
   }
   const RowMemory<T> memory = take_row_memory<T, kHeadDim, kPagedWarps>(shared);
   const RowTile rows = find_row_tile(args.attention, number - args.decode_ctas, 16 * kPagedWarps, 2);
   if (rows.rows == 0) return;
-  attend_row_tile<T, kHeadDim, kPagedWarps, true, false>(args.attention, rows, kv_head, memory);
+  attend_row_tile<T, kHeadDim, kPagedWarps, true, kBias>(args.attention, rows, kv_head, memory);
 }
 
 }  // namespace qformer::cuda

@@ -1,5 +1,5 @@
-// The additive bias of attention: values over several key blocks, grouped heads and two sequences against double
-// precision, and equal bits where the bias is zero.
+// The bias by distance of attention and paged attention: values over several key blocks, grouped heads and two sequences,
+// within the table and beyond it, against double precision; and equal bits where the bias is zero.
 
 import { describe, expect, it } from 'vitest';
 import { Tensor, ops, scope } from '../lib/tensor/index.js';
@@ -9,12 +9,13 @@ import { expectClose, expectNoLeaks } from './support/fixtures.js';
 expectDevices();
 
 const [HEADS, KV_HEADS, DIM, SCALE] = [4, 2, 24, 0.2];
-/** Queries and keys of each sequence, and the larger table that the bias is cut from. */
+/** Queries and keys of each sequence. */
 const LENGTHS = [
   [7, 131],
   [70, 70],
 ] as const;
-const [BIAS_Q, BIAS_K] = [71, 140];
+/** Distances from −90 to 40, fewer than the sequences have. */
+const [SPAN, ORIGIN] = [131, 90];
 
 const wave = (count: number, step: number): Float32Array =>
   Float32Array.from({ length: count }, (_, i) => Math.sin(i * step));
@@ -23,7 +24,9 @@ const keys = LENGTHS.map(([, k]) => k);
 const total = (lengths: number[]): number => lengths.reduce((sum, length) => sum + length, 0);
 const q = wave(total(queries) * HEADS * DIM, 0.37);
 const [k, v] = [wave(total(keys) * KV_HEADS * DIM, 0.61), wave(total(keys) * KV_HEADS * DIM, 0.83)];
-const bias = wave(HEADS * BIAS_Q * BIAS_K, 1.7).map((value) => 3 * value);
+const bias = wave(HEADS * SPAN, 1.7).map((value) => 3 * value);
+const biasAt = (h: number, distance: number): number =>
+  bias[h * SPAN + Math.min(Math.max(distance + ORIGIN, 0), SPAN - 1)]!;
 
 /** softmax(scale · q kᵀ + bias) v in double precision. */
 function reference(causal: boolean): number[] {
@@ -39,7 +42,7 @@ function reference(causal: boolean): number[] {
             (a, b) => a + b,
           );
         const weights = Array.from({ length: seen }, (_, j) =>
-          Math.exp(SCALE * dot(j) + bias[(h * BIAS_Q + i) * BIAS_K + j]!),
+          Math.exp(SCALE * dot(j) + biasAt(h, j - (i + cols - rows))),
         );
         const sum = weights.reduce((a, b) => a + b);
         for (let d = 0; d < DIM; d++) result.push(weights.reduce((o, w, j) => o + w * v[at(j) + d]!, 0) / sum);
@@ -64,14 +67,45 @@ describe.each(testDevices)('on %s', (device) => {
           cuSeqlensK: offsets(keys),
           scale: SCALE,
           mask,
-          ...(values && { bias: Tensor.fromArray(values, [HEADS, BIAS_Q, BIAS_K], { device }) }),
+          ...(values && { bias: { table: Tensor.fromArray(values, [HEADS, SPAN], { device }), origin: ORIGIN } }),
         })
         .toFloat32();
     });
 
-  it.each(['full', 'causal'] as const)('adds row i and column j of the table to query i and key j, mask %s', (mask) => {
+  it.each(['full', 'causal'] as const)('adds what the table has for the distance of query and key, mask %s', (mask) => {
     // 2e-5: the bound of f32 attention in the fixtures
     expectClose(attend(mask, bias), reference(mask === 'causal'), { atol: 2e-5 });
+  });
+
+  /** The same through a paged cache whose blocks lie backwards. */
+  const attendPaged = (values?: Float32Array): Float32Array =>
+    scope(() => {
+      const [size, width] = [16, Math.ceil(Math.max(...keys) / 16)];
+      const blocks = LENGTHS.length * width;
+      const caches = [k, v].map((data) => {
+        const cache = Tensor.zeros([blocks, size, KV_HEADS, DIM], { device });
+        const slots = keys.flatMap((count, s) =>
+          Array.from({ length: count }, (_, j) => (blocks - 1 - s * width - Math.floor(j / size)) * size + (j % size)),
+        );
+        const rows = Tensor.fromArray(data, [total(keys), KV_HEADS, DIM], { device });
+        ops.kvAppend(rows, rows, cache, cache, Tensor.fromArray(Int32Array.from(slots), [slots.length], { device }));
+        return cache;
+      });
+      const table = Int32Array.from({ length: blocks }, (_, i) => blocks - 1 - i);
+      return ops
+        .pagedAttention(Tensor.fromArray(q, [total(queries), HEADS, DIM], { device }), caches[0]!, caches[1]!, {
+          cuSeqlensQ: offsets(queries),
+          blockTable: Tensor.fromArray(table, [LENGTHS.length, width], { device }),
+          contextLens: Tensor.fromArray(Int32Array.from(keys), [keys.length], { device }),
+          scale: SCALE,
+          ...(values && { bias: { table: Tensor.fromArray(values, [HEADS, SPAN], { device }), origin: ORIGIN } }),
+        })
+        .toFloat32();
+    });
+
+  it('is the same over a paged cache', () => {
+    expectClose(attendPaged(bias), reference(true), { atol: 2e-5 });
+    expect(attendPaged(new Float32Array(bias.length))).toEqual(attendPaged());
   });
 
   it('changes no bit where it is zero', () => {

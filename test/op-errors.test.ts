@@ -16,8 +16,13 @@ const ids = (values: number[]): Tensor => Tensor.fromArray(values, [values.lengt
 const packed = (tokens: number): Tensor => ids([0, tokens]);
 const norm = (k: number) => ({ weight: f(k), eps: 1e-6 });
 // four heads, 3 queries, 5 keys
-const biased = (bias: Tensor): Tensor =>
-  ops.attention(f(3, 4, 8), f(5, 4, 8), f(5, 4, 8), { cuSeqlensQ: packed(3), cuSeqlensK: packed(5), scale: 1, bias });
+const biased = (table: Tensor, origin = 0): Tensor =>
+  ops.attention(f(3, 4, 8), f(5, 4, 8), f(5, 4, 8), {
+    cuSeqlensQ: packed(3),
+    cuSeqlensK: packed(5),
+    scale: 1,
+    bias: { table, origin },
+  });
 const warp = (minTokensToKeep: number): Tensor =>
   ops.warpLogits(f(1, 9), { temperature: f(1), topK: i(1), topP: f(1), minP: f(1), minTokensToKeep });
 const append = (x: Tensor, wq: Tensor, wk: Tensor, slots = 1, headDim = 4): Tensor =>
@@ -137,21 +142,11 @@ const cases: [string, string, RegExp, () => unknown][] = [
   ['rope', 'SHAPE', /head_dim must be even/, () => ops.rope(f(2, 1, 3), i(2), f(1))],
   ['rope', 'SHAPE', /positions must be \[2\], got \[3\]/, () => ops.rope(f(2, 1, 4), i(3), f(2))],
   ['rope', 'DTYPE', /positions must be i32/, () => ops.rope(f(2, 1, 4), f(2), f(2))],
-  ['attention', 'SHAPE', /attention: bias must be \[4, 3, 5\], got \[2, 3, 5\]/, () => biased(f(2, 3, 5))],
-  ['attention', 'SHAPE', /bias must be \[heads, bias_q, bias_k\]/, () => biased(f(3, 5))],
-  ['attention', 'DTYPE', /bias must be f32, got f16/, () => biased(f(4, 3, 5).cast('f16'))],
-  [
-    'attention',
-    'INVALID_ARGUMENT',
-    /3 queries and 5 keys, the bias is for 2 × 5|do not fit the tensors/,
-    () => biased(f(4, 2, 5)),
-  ],
-  [
-    'attention',
-    'INVALID_ARGUMENT',
-    /3 queries and 5 keys, the bias is for 3 × 4|do not fit the tensors/,
-    () => biased(f(4, 3, 4)),
-  ],
+  ['attention', 'SHAPE', /attention: bias must be \[4, 9\], got \[2, 9\]/, () => biased(f(2, 9))],
+  ['attention', 'SHAPE', /bias must be \[heads, span\]/, () => biased(f(4, 3, 5))],
+  ['attention', 'DTYPE', /bias must be f32, got f16/, () => biased(f(4, 9).cast('f16'))],
+  ['attention', 'INVALID_ARGUMENT', /the span of bias must be between 1 and/, () => biased(f(4, 0))],
+  ['attention', 'INVALID_ARGUMENT', /biasOrigin must be between 0 and 8, got 9/, () => biased(f(4, 9), 9)],
   ['warpLogits', 'INVALID_ARGUMENT', /minTokensToKeep must be between 1 and/, () => warp(0)],
   [
     'attention',

@@ -187,18 +187,20 @@ typedef struct QfRope {
 } QfRope;
 
 // o = softmax(scale * q kᵀ + bias + mask) v for packed sequences of different length; head h reads kv head h / (heads /
-// kv_heads). A row that sees no key gives zeros.
+// kv_heads). A row that sees no key gives zeros. The bias (T5's relative positions) goes by distance: the query at
+// position p and key j add bias[h][clamp(j - p + bias_origin, 0, bias_span - 1)]; row i of len_q stands at position i +
+// len_k - len_q.
 typedef struct QfAttention {
   const void* q;                // [tokens_q, heads, head_dim] dtype, tokens q_stride apart
   const void* k;                // [tokens_k, kv_heads, head_dim] dtype, tokens k_stride apart
   const void* v;                // [tokens_k, kv_heads, head_dim] dtype, tokens v_stride apart
-  const float* bias;            // [heads, bias_q, bias_k] or null: row i and key j of a sequence add bias[h][i][j]
+  const float* bias;            // [heads, bias_span] or null
   void* o;                      // [tokens_q, heads, head_dim] dtype dense
   const int32_t* cu_seqlens_q;  // [batch + 1], first 0, last tokens_q
   const int32_t* cu_seqlens_k;  // [batch + 1], first 0, last tokens_k
   int64_t batch, tokens_q, tokens_k, heads, kv_heads, head_dim;
   int64_t q_stride, k_stride, v_stride;
-  int64_t bias_q, bias_k;  // a longer sequence than these is QF_INVALID_ARGUMENT
+  int64_t bias_span, bias_origin;  // 0 <= bias_origin < bias_span
   float scale;
   int32_t dtype;
   int32_t mask;       // QfMask
@@ -217,17 +219,19 @@ typedef struct QfKvAppend {
 } QfKvAppend;
 
 // Causal attention of new tokens over the paged cache (which already holds them): prefill, chunked prefill and decode.
-// Row i of a sequence with lq new rows stands at position context_len - lq + i.
+// Row i of a sequence with lq new rows stands at position context_len - lq + i. The bias is that of QfAttention.
 typedef struct QfPagedAttention {
   const void* q;                // [tokens, heads, head_dim] dtype, tokens q_stride apart
   const void* k_cache;          // [blocks, block_size, kv_heads, head_dim] cache_dtype
   const void* v_cache;          // same
+  const float* bias;            // [heads, bias_span] or null
   void* o;                      // [tokens, heads, head_dim] dtype dense
   const int32_t* cu_seqlens_q;  // [batch + 1]
   const int32_t* block_table;   // [batch, max_blocks]; entries past the context are not read
   const int32_t* context_lens;  // [batch] tokens in the cache, the new ones included
   int64_t batch, tokens, heads, kv_heads, head_dim, q_stride;
   int64_t blocks, block_size, max_blocks;
+  int64_t bias_span, bias_origin;
   float scale;
   int32_t dtype, cache_dtype;
 } QfPagedAttention;

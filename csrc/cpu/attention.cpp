@@ -88,17 +88,14 @@ KeyRange visible_keys(const QfAttention& a, int64_t i, int64_t rows, int64_t key
   }
 }
 
-QfStatus check_bias(const QfAttention& a) {
-  if (a.bias == nullptr) return QF_OK;
-  for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t rows = a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b], keys = a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b];
-    if (rows <= a.bias_q && keys <= a.bias_k) continue;
-    return fail(QF_INVALID_ARGUMENT,
-                "attention: sequence %lld has %lld queries and %lld keys, the bias is for %lld × %lld",
-                static_cast<long long>(b), static_cast<long long>(rows), static_cast<long long>(keys),
-                static_cast<long long>(a.bias_q), static_cast<long long>(a.bias_k));
-  }
-  return QF_OK;
+// The bias of query heads from `head` on, for tokens from `position` on. Args: QfAttention or QfPagedAttention.
+template <class Args>
+void set_bias(AttentionJob& job, const Args& a, int64_t head, int64_t position) {
+  if (a.bias == nullptr) return;
+  job.bias = a.bias + head * a.bias_span;
+  job.bias_span = a.bias_span;
+  job.bias_origin = a.bias_origin;
+  job.position = position;
 }
 
 // Block numbers of the context must lie in the cache; sequences without new tokens are not looked at.
@@ -127,7 +124,6 @@ QfStatus attention(int32_t, const QfAttention* args) {
   const auto& a = *args;
   QfStatus status = check_offsets("attention", "cuSeqlensQ", a.cu_seqlens_q, a.batch, a.tokens_q);
   if (status == QF_OK) status = check_offsets("attention", "cuSeqlensK", a.cu_seqlens_k, a.batch, a.tokens_k);
-  if (status == QF_OK) status = check_bias(a);
   if (status != QF_OK) return status;
 
   const int64_t group = a.heads / a.kv_heads, head_dim = a.head_dim;
@@ -153,11 +149,7 @@ QfStatus attention(int32_t, const QfAttention* args) {
     job.v_stride = a.v_stride;
     job.dtype = QF_F32;
     job.scale = a.scale;
-    if (a.bias != nullptr) {
-      job.bias_stride = a.bias_k;
-      job.bias_head_stride = a.bias_q * a.bias_k;
-      job.bias = a.bias + head * job.bias_head_stride + piece.first * job.bias_stride;
-    }
+    set_bias(job, a, head, keys - rows + piece.first);
     job.first_key = visible_keys(a, piece.first, rows, keys).begin;
     for (int64_t t = 0; t < piece.tokens; ++t) {
       limits[t] = static_cast<int32_t>(visible_keys(a, piece.first + t, rows, keys).end);
@@ -196,6 +188,7 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
     job.block_size = a.block_size;
     job.dtype = a.cache_dtype;
     job.scale = a.scale;
+    set_bias(job, a, head, context - rows + piece.first);
     for (int64_t t = 0; t < piece.tokens; ++t) {
       limits[t] = static_cast<int32_t>(std::clamp<int64_t>(context - rows + piece.first + t + 1, 0, context));
     }

@@ -29,10 +29,11 @@ struct AttentionJob {
 
   float scale;
 
-  // Added to the scores, or null: token t and head h of the job add element j of bias + h * bias_head_stride + t *
-  // bias_stride to their score with key j.
+  // Added to the scores, or null: token t and head h of the job add bias[h][clamp(j - (position + t) + bias_origin, 0,
+  // bias_span - 1)] to their score with key j.
   const float* bias;
-  int64_t bias_head_stride, bias_stride;
+  int64_t bias_span, bias_origin;
+  int64_t position;  // of token 0 among the keys
 };
 
 // Bytes of working memory a job of `rows` rows needs; every part is a multiple of 64 bytes.

@@ -105,11 +105,21 @@ struct BlockView {
   int64_t seen_from;     // index in the block of the job's first key
 };
 
+// Adds the bias of keys [0, end) of a block. Within the table they are neighbours; beyond it the last value counts.
 inline void add_bias(const AttentionJob& job, int64_t r, const BlockView& block, int64_t end, float* scores) {
-  const float* bias = job.bias + r % job.group * job.bias_head_stride + r / job.group * job.bias_stride + block.first;
+  const float* bias = job.bias + r % job.group * job.bias_span;
+  const int64_t first = block.first - (job.position + r / job.group) + job.bias_origin;
+  const int64_t last = job.bias_span - 1;
+  if (first < 0 || first + end > job.bias_span) {
+    for (int64_t j = 0; j < end; ++j) {
+      const int64_t at = first + j;
+      scores[j] += bias[at < 0 ? 0 : at < last ? at : last];
+    }
+    return;
+  }
   for (int64_t j = 0; j < end; j += kLanes) {
     const int64_t count = end - j < kLanes ? end - j : kLanes;
-    store(scores + j, load(scores + j) + load_partial(bias + j, count));
+    store(scores + j, load(scores + j) + load_partial(bias + first + j, count));
   }
 }
 

@@ -20,6 +20,9 @@ void check_heads(const char* op, int64_t heads, int64_t kv_heads) {
        static_cast<long long>(kv_heads));
 }
 
+// Distances that a bias tells apart; kernels count them in 32 bits.
+constexpr int64_t kMaxBiasSpan = int64_t{1} << 24;
+
 struct CacheShape {
   int64_t blocks, block_size, kv_heads, head_dim;
 };
@@ -33,6 +36,21 @@ CacheShape check_caches(const char* op, const Tensor& k_cache, const Tensor& v_c
   check_dense(op, "vCache", v_cache);
   if (k_cache.shape[1] < 1) fail(ErrorCode::kShape, "%s: block_size must be at least 1", op);
   return {k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], k_cache.shape[3]};
+}
+
+// The bias by distance of QfAttention and QfPagedAttention.
+template <class Args>
+void set_bias(const char* op, Args& args, const Tensor& q, const Tensor* bias, int64_t bias_origin) {
+  if (bias == nullptr) return;
+  check_rank(op, "bias", *bias, 2, "[heads, span]");
+  check_f32(op, "bias", *bias);
+  check_dense(op, "bias", *bias);
+  check_shape(op, "bias", *bias, Shape{q.shape[1], bias->shape[1]});
+  check_range(op, "the span of bias", bias->shape[1], 1, kMaxBiasSpan);
+  check_range(op, "biasOrigin", bias_origin, 0, bias->shape[1] - 1);
+  args.bias = bias->as<float>();
+  args.bias_span = bias->shape[1];
+  args.bias_origin = bias_origin;
 }
 
 }  // namespace
@@ -118,7 +136,8 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
-                 const Tensor& cu_seqlens_k, const Tensor* bias, double scale, int32_t mask, int64_t num_query) {
+                 const Tensor& cu_seqlens_k, const Tensor* bias, int64_t bias_origin, double scale, int32_t mask,
+                 int64_t num_query) {
   constexpr const char* kOp = "attention";
   Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k, bias});
   QfAttention args{};
@@ -132,15 +151,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   check_heads(kOp, q.shape[1], k.shape[1]);
   args.batch = check_cu_seqlens(kOp, "cuSeqlensQ", cu_seqlens_q);
   check_vector(kOp, "cuSeqlensK", cu_seqlens_k, args.batch + 1, QF_I32);
-  if (bias != nullptr) {
-    check_rank(kOp, "bias", *bias, 3, "[heads, bias_q, bias_k]");
-    check_f32(kOp, "bias", *bias);
-    check_dense(kOp, "bias", *bias);
-    check_shape(kOp, "bias", *bias, Shape{q.shape[1], bias->shape[1], bias->shape[2]});
-    args.bias = bias->as<float>();
-    args.bias_q = bias->shape[1];
-    args.bias_k = bias->shape[2];
-  }
+  set_bias(kOp, args, q, bias, bias_origin);
   check_range(kOp, "mask", mask, QF_MASK_FULL, QF_MASK_ITG);
   check_range(kOp, "numQuery", num_query, 0, INT32_MAX);
   Tensor o = empty_tensor(device, q.shape, q.dtype);
@@ -193,9 +204,10 @@ void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Te
 }
 
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
-                       const Tensor& block_table, const Tensor& context_lens, double scale) {
+                       const Tensor& block_table, const Tensor& context_lens, const Tensor* bias, int64_t bias_origin,
+                       double scale) {
   constexpr const char* kOp = "pagedAttention";
-  Device& device = common_device(kOp, q, {&k_cache, &v_cache, &cu_seqlens_q, &block_table, &context_lens});
+  Device& device = common_device(kOp, q, {&k_cache, &v_cache, &cu_seqlens_q, &block_table, &context_lens, bias});
   QfPagedAttention args{};
   args.q_stride = token_stride(kOp, "q", q);
   const CacheShape cache = check_caches(kOp, k_cache, v_cache);
@@ -207,6 +219,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   check_shape(kOp, "blockTable", block_table, Shape{args.batch, block_table.shape[1]});
   check_dense(kOp, "blockTable", block_table);
   check_vector(kOp, "contextLens", context_lens, args.batch, QF_I32);
+  set_bias(kOp, args, q, bias, bias_origin);
   Tensor o = empty_tensor(device, q.shape, q.dtype);
   args.q = q.data();
   args.k_cache = k_cache.data();
@@ -226,7 +239,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   args.dtype = q.dtype;
   args.cache_dtype = k_cache.dtype;
   launch(device, kOp, device.backend->paged_attention, args, o, q, k_cache, v_cache, cu_seqlens_q, block_table,
-         context_lens);
+         context_lens, bias != nullptr ? *bias : q);
   return o;
 }
 

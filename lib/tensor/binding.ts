@@ -157,6 +157,7 @@ export interface Native {
       cuSeqlensQ: Handle,
       cuSeqlensK: Handle,
       bias: Handle,
+      biasOrigin: number,
       scale: number,
       mask: number,
       numQuery: number,
@@ -171,6 +172,8 @@ export interface Native {
       cuSeqlensQ: Handle,
       blockTable: Handle,
       contextLens: Handle,
+      bias: Handle,
+      biasOrigin: number,
       scale: number,
     ]
   ): Handle;

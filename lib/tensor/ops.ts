@@ -38,23 +38,40 @@ export function rope(x: Tensor, positions: Tensor, invFreq: Tensor): Tensor {
 }
 
 /**
+ * What attention adds to its scaled scores by distance: the query at position p and key j add table[h][j − p + origin]; beyond
+ * the table its first or last value. table: [heads, span] f32, origin: the column of distance 0.
+ */
+export interface DistanceBias {
+  table: Tensor;
+  origin: number;
+}
+
+/**
  * Attention over packed sequences. q: [tokens_q, heads, head_dim], k and v: [tokens_k, kv_heads, head_dim],
- * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]. bias: [heads, bias_q, bias_k], added to the scaled
- * scores: query i and key j of every sequence add bias[h][i][j].
+ * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]. For the bias, query i of lq stands at position
+ * i + lk − lq of its lk keys.
  */
 export function attention(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  options: { cuSeqlensQ: Tensor; cuSeqlensK: Tensor; scale: number; mask?: Mask; numQuery?: number; bias?: Tensor },
+  options: {
+    cuSeqlensQ: Tensor;
+    cuSeqlensK: Tensor;
+    scale: number;
+    mask?: Mask;
+    numQuery?: number;
+    bias?: DistanceBias;
+  },
 ): Tensor {
-  const bias = optional('attention: bias', options.bias);
+  const bias = optional('attention: bias', options.bias?.table);
   const cuSeqlensQ = handleOf('attention: cuSeqlensQ', options.cuSeqlensQ);
   const cuSeqlensK = handleOf('attention: cuSeqlensK', options.cuSeqlensK);
   const mask = codeOf('attention: mask', masks, options.mask ?? 'full');
   const [qh, kh, vh] = [handleOf('attention: q', q), handleOf('attention: k', k), handleOf('attention: v', v)];
   const { scale, numQuery = 0 } = options;
-  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, bias, scale, mask, numQuery));
+  const origin = options.bias?.origin ?? 0;
+  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, bias, origin, scale, mask, numQuery));
 }
 
 /** Writes new keys and values into the paged cache, in place. k and v: [tokens, kv_heads, head_dim], slotMapping: [tokens] i32 */
@@ -72,14 +89,18 @@ export function pagedAttention(
   q: Tensor,
   kCache: Tensor,
   vCache: Tensor,
-  options: { cuSeqlensQ: Tensor; blockTable: Tensor; contextLens: Tensor; scale: number },
+  options: { cuSeqlensQ: Tensor; blockTable: Tensor; contextLens: Tensor; scale: number; bias?: DistanceBias },
 ): Tensor {
   const cuSeqlensQ = handleOf('pagedAttention: cuSeqlensQ', options.cuSeqlensQ);
   const blockTable = handleOf('pagedAttention: blockTable', options.blockTable);
   const contextLens = handleOf('pagedAttention: contextLens', options.contextLens);
   const qh = handleOf('pagedAttention: q', q);
   const [kh, vh] = [handleOf('pagedAttention: kCache', kCache), handleOf('pagedAttention: vCache', vCache)];
-  return new Tensor(native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, options.scale));
+  const bias = optional('pagedAttention: bias', options.bias?.table);
+  const origin = options.bias?.origin ?? 0;
+  return new Tensor(
+    native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, bias, origin, options.scale),
+  );
 }
 
 /**

@@ -16,8 +16,8 @@ struct ReferenceProblem {
   double scale = 1.0;
   int32_t mask = QF_MASK_FULL;
   int64_t num_query = 0;
-  const float* bias = nullptr;  // [heads, bias_q, bias_k]
-  int64_t bias_q = 0, bias_k = 0;
+  const float* bias = nullptr;  // [heads, bias_span], by distance
+  int64_t bias_span = 0, bias_origin = 0;
 };
 
 inline bool sees(const ReferenceProblem& p, int64_t i, int64_t j) {
@@ -48,7 +48,10 @@ inline std::vector<double> reference_attention(const ReferenceProblem& p, const 
               static_cast<double>(q[(i * p.heads + h) * p.head_dim + d]) * k[(j * p.kv_heads + kv) * p.head_dim + d];
         }
         score *= p.scale;
-        if (p.bias != nullptr) score += p.bias[(h * p.bias_q + i) * p.bias_k + j];
+        const int64_t distance = j - (i + p.len_k - p.len_q);
+        if (p.bias != nullptr) {
+          score += p.bias[h * p.bias_span + std::clamp<int64_t>(distance + p.bias_origin, 0, p.bias_span - 1)];
+        }
         weights[static_cast<size_t>(j)] = score;
         if (sees(p, i, j)) max = std::max(max, score);
       }

@@ -100,8 +100,17 @@ struct Piece {
   int32_t tokens, context;
 };
 
+// A bias by distance, of distances from -70 to 0, or none.
+struct Bias {
+  static constexpr int64_t kSpan = 71, kOrigin = 70;
+  explicit Bias(int64_t heads) : values(Random(77).floats(heads * kSpan, 2.0f)), device(values) {}
+  std::vector<float> values;
+  TypedArray<float> device;
+};
+
 // Runs the op on pieces of the cache's sequences, each as a batch entry; the o of all their tokens.
-std::vector<float> attend(const Cache& cache, const std::vector<Piece>& pieces, float scale = 0.125f) {
+std::vector<float> attend(const Cache& cache, const std::vector<Piece>& pieces, float scale = 0.125f,
+                          const Bias* bias = nullptr) {
   std::vector<int32_t> cu{0}, contexts, table;
   std::vector<float> q;
   for (const Piece& piece : pieces) {
@@ -132,6 +141,11 @@ std::vector<float> attend(const Cache& cache, const std::vector<Piece>& pieces, 
   args.blocks = cache.blocks;
   args.block_size = shape.block_size;
   args.max_blocks = cache.max_blocks;
+  if (bias != nullptr) {
+    args.bias = bias->device.data();
+    args.bias_span = Bias::kSpan;
+    args.bias_origin = Bias::kOrigin;
+  }
   args.scale = scale;
   args.dtype = shape.dtype;
   args.cache_dtype = shape.cache_dtype;
@@ -140,7 +154,8 @@ std::vector<float> attend(const Cache& cache, const std::vector<Piece>& pieces, 
   return o.read();
 }
 
-std::vector<double> expected(const Cache& cache, const std::vector<Piece>& pieces, double scale = 0.125) {
+std::vector<double> expected(const Cache& cache, const std::vector<Piece>& pieces, double scale = 0.125,
+                             const Bias* bias = nullptr) {
   std::vector<double> all;
   for (const Piece& piece : pieces) {
     auto as_seen = [&](std::vector<float> values, bool cached) {
@@ -158,6 +173,9 @@ std::vector<double> expected(const Cache& cache, const std::vector<Piece>& piece
     p.head_dim = cache.shape.head_dim;
     p.scale = scale;
     p.mask = QF_MASK_CAUSAL;
+    p.bias = bias == nullptr ? nullptr : bias->values.data();
+    p.bias_span = Bias::kSpan;
+    p.bias_origin = Bias::kOrigin;
     const auto q = as_seen(cache.q[piece.sequence], false), k = as_seen(cache.k[piece.sequence], true),
                v = as_seen(cache.v[piece.sequence], true);
     const auto o =
@@ -191,6 +209,26 @@ TEST("decode, chunk and prefill in one call, every head_dim and dtype") {
       shape.dtype = shape.cache_dtype = dtype;
       const Cache cache(shape, {66, 20, 9}, 80, 1);
       check(cache, {{0, 1, 66}, {1, 5, 20}, {2, 9, 9}}, "mixed");
+    }
+  }
+}
+
+TEST("a bias by distance, the same bits in decode, chunks and prefill, also beyond the table") {
+  for (const int64_t head_dim : {24, 64, 80}) {
+    for (const int32_t dtype : {QF_F16, QF_BF16, QF_F32}) {
+      Shape shape;
+      shape.head_dim = head_dim;
+      shape.heads = 2;
+      shape.kv_heads = 1;
+      shape.dtype = shape.cache_dtype = dtype;
+      const Cache cache(shape, {150, 20}, 320, 8);
+      const Bias bias(shape.heads);
+      const std::vector<Piece> pieces{{0, 1, 150}, {1, 5, 20}};
+      const std::vector<float> mixed = attend(cache, pieces, 1.0f, &bias);
+      const double difference = max_difference(mixed, expected(cache, pieces, 1.0, &bias));
+      CHECK(difference <= attention_tolerance(dtype));
+      const std::vector<float> prefill = attend(cache, {{0, 150, 150}}, 1.0f, &bias);
+      CHECK(slice(prefill, 149 * cache.q_width(), cache.q_width()) == slice(mixed, 0, cache.q_width()));
     }
   }
 }
