@@ -33,7 +33,10 @@ const parts: readonly [name: string, pattern: RegExp][] = [
   ['Q-Former', /^(?:model\.)?(?:qformer\.|query_tokens$|embeddings\.)/],
   ['projection', /^(?:model\.)?(?:language|vision|text)_projection\./],
   ['matching head', /^itm_head\./],
-  ['language model', /^(?:(?:model\.)?language_model\.|lm_head\.|model\.(?:layers|embed_tokens|norm|decoder)\.)/],
+  [
+    'language model',
+    /^(?:(?:model\.)?language_model\.|lm_head\.|shared\.|encoder\.|decoder\.|model\.(?:layers|embed_tokens|norm|decoder)\.)/,
+  ],
 ];
 
 /** Reads the description of the checkpoint in `dir`. Throws IO or FORMAT naming the file; errors of two folders as `loadModel`. */

@@ -58,7 +58,8 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
   try {
     const { modelType, config } = client.info;
     const chatNames = 'chatNames' in config ? config.chatNames : undefined;
-    const templates = new PromptTemplates(modelType, readPromptConfig(dir), chatNames);
+    const languageModel = 'text' in config ? config.text.modelType : undefined;
+    const templates = new PromptTemplates(modelType, readPromptConfig(dir), chatNames, languageModel);
     return new Model(client, templates, { maxBytes: maxImageBytes, maxPixels: maxImagePixels, allowHttp });
   } catch (error) {
     await client.close();

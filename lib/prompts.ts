@@ -29,6 +29,9 @@ export interface PromptConfig {
   captionOptions?: CaptionDefaults;
 }
 
+/** How the reference asks BLIP-2 over Flan-T5 a single question. */
+const SHORT_ANSWER = 'Question: {question} Short answer:';
+
 /** The prompts of one model. */
 export class PromptTemplates {
   /** Strings that end an answer made with a template. */
@@ -40,13 +43,14 @@ export class PromptTemplates {
   readonly #chat: ChatTemplate;
   readonly #chatTurns: number;
 
-  /** `chatNames`: see ModelConfig. */
-  constructor(modelType: string, config: PromptConfig = {}, chatNames?: ChatNames) {
+  /** `chatNames`: see ModelConfig; `languageModel`: the model_type of the language model. */
+  constructor(modelType: string, config: PromptConfig = {}, chatNames?: ChatNames, languageModel?: string) {
     const caption = config.captionPrompt ?? captionPrompts(modelType, chatNames);
     this.#captions = new Map(Object.entries(typeof caption === 'string' ? { en: caption } : caption));
     // Without a prompt for single questions, one is the first turn of a chat.
     const hasTurns = modelType === 'blip-2' || chatNames !== undefined || config.chatTurn !== undefined;
-    this.#answer = config.answerPrompt ?? (hasTurns ? undefined : '{question}');
+    const asked = modelType === 'blip-2' && languageModel === 't5' ? SHORT_ANSWER : undefined;
+    this.#answer = config.answerPrompt ?? asked ?? (hasTurns ? undefined : '{question}');
     const base = chatNames === undefined ? questionAnswer : namedSides(chatNames);
     const { chatTurn: turn, chatReply: reply, chatStop: stop } = config;
     this.#chat = customTemplate(base, { turn, reply, stop });

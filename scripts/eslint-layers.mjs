@@ -19,7 +19,7 @@ const LAYERS = [
   ['client', /^engine\/client$/],
   [
     'engine',
-    /^engine\/(sequence|group|beam-search|beam-scores|ranking|scheduler|kv-cache|engine|batch|logits|text-stream|request-timer)$/,
+    /^engine\/(sequence|group|encoder-input|beam-search|beam-scores|ranking|scheduler|kv-cache|engine|batch|logits|text-stream|request-timer)$/,
   ],
   ['runner', /^engine\//],
   ['cli', /^cli\//],

@@ -82,15 +82,13 @@ describe.each(testDevices)('on %s', (device) => {
     scope(() => {
       const [size, width] = [16, Math.ceil(Math.max(...keys) / 16)];
       const blocks = LENGTHS.length * width;
-      const caches = [k, v].map((data) => {
-        const cache = Tensor.zeros([blocks, size, KV_HEADS, DIM], { device });
-        const slots = keys.flatMap((count, s) =>
-          Array.from({ length: count }, (_, j) => (blocks - 1 - s * width - Math.floor(j / size)) * size + (j % size)),
-        );
-        const rows = Tensor.fromArray(data, [total(keys), KV_HEADS, DIM], { device });
-        ops.kvAppend(rows, rows, cache, cache, Tensor.fromArray(Int32Array.from(slots), [slots.length], { device }));
-        return cache;
-      });
+      const caches = [0, 1].map(() => Tensor.zeros([blocks, size, KV_HEADS, DIM], { device }));
+      const slots = keys.flatMap((count, s) =>
+        Array.from({ length: count }, (_, j) => (blocks - 1 - s * width - Math.floor(j / size)) * size + (j % size)),
+      );
+      const rows = [k, v].map((data) => Tensor.fromArray(data, [total(keys), KV_HEADS, DIM], { device }));
+      const mapping = Tensor.fromArray(Int32Array.from(slots), [slots.length], { device });
+      ops.kvAppend(rows[0]!, rows[1]!, caches[0]!, caches[1]!, mapping);
       const table = Int32Array.from({ length: blocks }, (_, i) => blocks - 1 - i);
       return ops
         .pagedAttention(Tensor.fromArray(q, [total(queries), HEADS, DIM], { device }), caches[0]!, caches[1]!, {

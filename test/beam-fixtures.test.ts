@@ -31,6 +31,8 @@ interface Reference {
 const MODELS: { name: string; folders?: LoadOptions; eosTokenIds?: number[] }[] = [
   { name: 'instructblip-vicuna-tiny' },
   { name: 'blip2-opt-tiny', eosTokenIds: [202] },
+  { name: 'blip2-flant5-tiny', eosTokenIds: [1] },
+  { name: 'instructblip-flant5-tiny', eosTokenIds: [1] },
   {
     name: 'ziya-visual-tiny',
     folders: { dir: fixturePath('ziya-visual-tiny/visual'), languageModel: fixturePath('ziya-visual-tiny/llm') },

@@ -14,6 +14,8 @@ describe('the prompt of a turn', () => {
   it('is the question alone at the start, in the template of the architecture', () => {
     expect(new PromptTemplates('instructblip').turn([], 'Why?')).toBe('Why?');
     expect(new PromptTemplates('blip-2').turn([], 'Why?')).toBe('Question: Why? Answer:');
+    const flanT5 = new PromptTemplates('blip-2', {}, undefined, 't5');
+    expect(flanT5.answer('Why?')).toBe('Question: Why? Short answer:');
   });
 
   it('repeats the turns before it, each answer ended once', () => {

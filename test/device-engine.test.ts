@@ -12,6 +12,7 @@ expectDevices();
 
 const VICUNA = 'instructblip-vicuna-tiny';
 const LLAMA = 'llama-gqa-tiny';
+const T5 = 'generated/t5-tiny';
 const runs = testDevices.flatMap((device) =>
   activationDtypes(device).map((dtype) => ({ device, dtype: dtype as 'f32' | 'f16' | 'bf16' })),
 );
@@ -85,6 +86,25 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
     await withEngine(VICUNA, {}, (loaded) => {
       const alone = requests.map((request) => run(loaded, [request])[0]);
       expect(run(loaded, requests)).toEqual(alone);
+    });
+  }, 120_000);
+
+  it('answers through an encoder alone, together and without recorded graphs with the same bytes', async () => {
+    const goldens = new Goldens(T5, 'expected.safetensors');
+    const ids = goldens.ids('input_ids');
+    const requests: IdsRequest[] = [ids, ids.slice(20)].map((prompt, i) => ({
+      ids: prompt,
+      params: { maxNewTokens: tokens + i, logprobs: 2 },
+    }));
+    let alone: (string | undefined)[] = [];
+    await withEngine(T5, {}, (loaded) => {
+      alone = requests.map((request) => run(loaded, [request])[0]);
+      const { tokenIds } = JSON.parse(alone[0]!) as { tokenIds: number[] };
+      if (dtype === 'f32') expect(tokenIds).toEqual(goldens.ids('greedy_ids').slice(0, tokens));
+      expect(run(loaded, requests), 'together').toEqual(alone);
+    });
+    await withEngine(T5, { decodeGraphs: false, prefixCache: false }, (loaded) => {
+      expect(run(loaded, requests), 'without graphs').toEqual(alone);
     });
   }, 120_000);
 

@@ -4,10 +4,12 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Blip2 } from '../lib/models/blip2.js';
 import type { VisionLanguageModel } from '../lib/models/model.js';
+import type { T5 } from '../lib/models/t5.js';
+import { cuSeqlens } from '../lib/nn/sequences.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
-import { greedy, idTensor, loadForTest } from './support/models.js';
+import { greedy, greedyEncoded, idTensor, loadForTest } from './support/models.js';
 
 expectDevices();
 
@@ -72,6 +74,49 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
       expectClose(promptLogits.subarray(-expected.length), expected, LOGITS[dtype], 'logits');
       if (dtype === 'f32') expect(ids).toEqual(goldens.ids('c2.greedy_ids').slice(0, tokens));
     }, 120_000);
+  });
+
+  describe('blip2-flant5-tiny', () => {
+    const goldens = new Goldens('blip2-flant5-tiny', 'expected.safetensors');
+    let model: Blip2;
+    beforeAll(async () => {
+      model = await loadForTest<Blip2>(fixturePath('blip2-flant5-tiny'), { device, dtype });
+    }, 120_000);
+    afterAll(() => model.dispose());
+    expectNoLeaks();
+
+    it('has the logits of the reference after an encoded prompt with image rows, and continues it', () => {
+      scope(() => {
+        const shape = goldens.get('c2.inputs_embeds').shape.slice(1);
+        const inputs = Tensor.fromArray(goldens.floats('c2.inputs_embeds'), shape, { device }).cast(dtype);
+        const tokens = isEmulated(device) ? 3 : 24;
+        const { logits, ids } = greedyEncoded(model.languageModel, inputs, tokens);
+        expectClose(logits[0]!, goldens.floats('c2.first_step_logits'), LOGITS[dtype], 'logits');
+        if (dtype === 'f32') expect(ids).toEqual(goldens.ids('c2.greedy_ids').slice(0, tokens));
+      });
+    }, 120_000);
+
+    it.runIf(dtype !== 'f32')(
+      'carries residuals beyond the range of f16 without an infinity',
+      () => {
+        scope(() => {
+          const { encoder } = model.languageModel as T5;
+          const [block] = encoder.blocks;
+          // what the last product of a feed-forward adds is far larger than 65504
+          const wo = block!.feedForward.wo.weight.tensor;
+          const original = wo.cast(dtype);
+          wo.copyFrom(ops.affine(original, 3e4));
+          const shape = goldens.get('c2.inputs_embeds').shape.slice(1);
+          const inputs = Tensor.fromArray(goldens.floats('c2.inputs_embeds'), shape, { device }).cast(dtype);
+          const x = block!.forward(inputs.cast('f32'), cuSeqlens([shape[0]!], device)).toFloat32();
+          const { logits } = greedyEncoded(model.languageModel, inputs, 1);
+          wo.copyFrom(original);
+          expect(Math.max(...x.map(Math.abs))).toBeGreaterThan(65504);
+          expect(logits[0]!.every(Number.isFinite)).toBe(true);
+        });
+      },
+      120_000,
+    );
   });
 
   describe('llama-gqa-tiny', () => {

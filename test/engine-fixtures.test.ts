@@ -23,11 +23,14 @@ interface Reference {
 
 const VICUNA = 'instructblip-vicuna-tiny';
 const OPT = 'blip2-opt-tiny';
+const T5 = ['blip2-flant5-tiny', 'instructblip-flant5-tiny'];
+/** Where each request takes blocks for its encoder too: tokens of a pool in which two can begin and not finish. */
+const POOLS_FOR_TWO: Record<string, number> = { 'blip2-flant5-tiny': 112, 'instructblip-flant5-tiny': 96 };
 const LLAMA = 'llama-gqa-tiny';
 
 /** Questions about images: one request per single case of the fixture. */
 async function imageReferences(fixture: string): Promise<Reference[]> {
-  const { json, tensors } = readFixture<{ cases: FixtureCase[] }>(fixture);
+  const { json, tensors } = readFixture<{ cases: FixtureCase[]; token_ids: { eos: number } }>(fixture);
   const singles = json.cases.filter(({ prefix }) => /^c\d\.$/.test(prefix));
   return Promise.all(
     singles.map(async ({ prefix, image, greedy_ids }) => {
@@ -39,6 +42,7 @@ async function imageReferences(fixture: string): Promise<Reference[]> {
           images: [await readImage(`${fixturePath(fixture)}/${image}`)],
           ...(instructionIds && { instructionIds }),
           params: { maxNewTokens: greedy_ids[0]!.length },
+          eosTokenIds: [json.token_ids.eos],
         },
         ids: greedy_ids[0]!,
         logprobs: tensors.get(`${prefix}greedy_step_logprobs`),
@@ -65,11 +69,14 @@ const variants: [string, LoadOptions][] = [
   ['without prefix and image cache', { prefixCache: false, imageCacheBytes: 0 }],
 ];
 
-describe.each([
+const fixtures: [name: string, load: () => Promise<Reference[]>][] = [
   [VICUNA, () => imageReferences(VICUNA)],
   [OPT, () => imageReferences(OPT)],
+  ...T5.map((fixture): (typeof fixtures)[number] => [fixture, () => imageReferences(fixture)]),
   [LLAMA, () => Promise.resolve(llamaReferences())],
-])('%s', (name, load) => {
+];
+
+describe.each(fixtures)('%s', (name, load) => {
   let references: Reference[];
   beforeAll(async () => {
     references = await load();
@@ -107,13 +114,16 @@ describe.each([
   it('gives them when the pool is so small that sequences are preempted all the time', async () => {
     // Room for the longest request and little more.
     const longest = Math.max(...references.map(({ request, ids }) => request.ids.length + ids.length));
-    await withEngine({ kvCacheTokens: longest + 16, prefixCache: false }, ({ engine, model }) => {
-      const copies = [...references, ...references];
-      copies.forEach(({ request }, id) => engine.add(idsSequence(id, model, request)));
-      const results = finishAll(engine);
-      copies.forEach(({ ids }, id) => expect(results.get(id)!.tokenIds).toEqual(ids));
-      if (name !== LLAMA) expect(engine.stats.preemptions).toBeGreaterThan(0);
-    });
+    await withEngine(
+      { kvCacheTokens: POOLS_FOR_TWO[name] ?? longest + 16, prefixCache: false },
+      ({ engine, model }) => {
+        const copies = [...references, ...references];
+        copies.forEach(({ request }, id) => engine.add(idsSequence(id, model, request)));
+        const results = finishAll(engine);
+        copies.forEach(({ ids }, id) => expect(results.get(id)!.tokenIds).toEqual(ids));
+        if (name !== LLAMA) expect(engine.stats.preemptions).toBeGreaterThan(0);
+      },
+    );
   });
 
   it('gives the same bits from recorded graphs, from direct steps and from 16-token chunks', async () => {

@@ -73,61 +73,64 @@ async function mixedRequests(fixture: string, { json, tensors }: Expected): Prom
   return mixed;
 }
 
-describe.each(['instructblip-vicuna-tiny', 'blip2-opt-tiny'])('%s', (fixture) => {
-  let mixed: Mixed[];
-  let alone: string[];
+describe.each(['instructblip-vicuna-tiny', 'instructblip-flant5-tiny', 'blip2-opt-tiny', 'blip2-flant5-tiny'])(
+  '%s',
+  (fixture) => {
+    let mixed: Mixed[];
+    let alone: string[];
 
-  beforeAll(async () => {
-    mixed = await mixedRequests(fixture, readFixture(fixture));
-    alone = [];
-    await withEngine({}, ({ engine, model }) => {
-      for (const { request } of mixed) {
-        engine.add(idsSequence(1, model, request));
-        alone.push(summary(finishAll(engine).get(1)!));
-      }
+    beforeAll(async () => {
+      mixed = await mixedRequests(fixture, readFixture(fixture));
+      alone = [];
+      await withEngine({}, ({ engine, model }) => {
+        for (const { request } of mixed) {
+          engine.add(idsSequence(1, model, request));
+          alone.push(summary(finishAll(engine).get(1)!));
+        }
+      });
     });
-  });
 
-  async function withEngine(options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
-    const before = liveTensors();
-    const loaded = await loadEngine(fixture, options);
-    use(loaded);
-    expect(loaded.engine.blocks.inUse).toBe(0);
-    loaded.dispose();
-    expect(liveTensors()).toBe(before);
-  }
+    async function withEngine(options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
+      const before = liveTensors();
+      const loaded = await loadEngine(fixture, options);
+      use(loaded);
+      expect(loaded.engine.blocks.inUse).toBe(0);
+      loaded.dispose();
+      expect(liveTensors()).toBe(before);
+    }
 
-  it('gives the ids of the reference under every rule, one request at a time', () => {
-    expect(mixed.length).toBeGreaterThanOrEqual(8);
-    const known = mixed.flatMap(({ what, ids }, i) => (ids === undefined ? [] : [{ what, ids, got: alone[i]! }]));
-    expect(known.length).toBeGreaterThanOrEqual(5);
-    for (const { what, ids, got } of known)
-      expect((JSON.parse(got) as { tokenIds: number[] }).tokenIds, what).toEqual(ids);
-  });
-
-  it.each<[string, LoadOptions]>([
-    ['in one batch of eight', { maxBatchSize: 8 }],
-    ['in a pool that has room for two', { kvCacheTokens: 128, prefixCache: false }],
-  ])('gives each the same bytes %s', async (_, options) => {
-    await withEngine(options, ({ engine, model }) => {
-      mixed.forEach(({ request }, id) => engine.add(idsSequence(id, model, request)));
-      const results = finishAll(engine);
-      mixed.forEach(({ what }, id) => expect(summary(results.get(id)!), what).toBe(alone[id]));
+    it('gives the ids of the reference under every rule, one request at a time', () => {
+      expect(mixed.length).toBeGreaterThanOrEqual(8);
+      const known = mixed.flatMap(({ what, ids }, i) => (ids === undefined ? [] : [{ what, ids, got: alone[i]! }]));
+      expect(known.length).toBeGreaterThanOrEqual(5);
+      for (const { what, ids, got } of known)
+        expect((JSON.parse(got) as { tokenIds: number[] }).tokenIds, what).toEqual(ids);
     });
-  });
 
-  it('gives each the same bytes when they arrive while others run', async () => {
-    await withEngine({ maxBatchSize: 8 }, ({ engine, model }) => {
-      let next = 0;
-      const arrive = (): void => {
-        if (next < mixed.length) engine.add(idsSequence(next, model, mixed[next++]!.request));
-      };
-      arrive();
-      const results = finishAll(engine, arrive);
-      mixed.forEach(({ what }, id) => expect(summary(results.get(id)!), what).toBe(alone[id]));
+    it.each<[string, LoadOptions]>([
+      ['in one batch of eight', { maxBatchSize: 8 }],
+      ['in a pool that has room for two', { kvCacheTokens: 128, prefixCache: false }],
+    ])('gives each the same bytes %s', async (_, options) => {
+      await withEngine(options, ({ engine, model }) => {
+        mixed.forEach(({ request }, id) => engine.add(idsSequence(id, model, request)));
+        const results = finishAll(engine);
+        mixed.forEach(({ what }, id) => expect(summary(results.get(id)!), what).toBe(alone[id]));
+      });
     });
-  });
-});
+
+    it('gives each the same bytes when they arrive while others run', async () => {
+      await withEngine({ maxBatchSize: 8 }, ({ engine, model }) => {
+        let next = 0;
+        const arrive = (): void => {
+          if (next < mixed.length) engine.add(idsSequence(next, model, mixed[next++]!.request));
+        };
+        arrive();
+        const results = finishAll(engine, arrive);
+        mixed.forEach(({ what }, id) => expect(summary(results.get(id)!), what).toBe(alone[id]));
+      });
+    });
+  },
+);
 
 const summary = ({
   tokenIds,

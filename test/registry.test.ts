@@ -7,6 +7,7 @@ import { Blip2 } from '../lib/models/blip2.js';
 import { Llama } from '../lib/models/llama.js';
 import type { VisionLanguageModel } from '../lib/models/model.js';
 import { Opt } from '../lib/models/opt.js';
+import { T5 } from '../lib/models/t5.js';
 import { createModel, registerModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { expectNoLeaks, fixturePath } from './support/fixtures.js';
@@ -27,6 +28,8 @@ describe('the registry', () => {
   it('makes the language model that the text section names', () => {
     expect(create(openCheckpoint(fixturePath('blip2-opt-tiny'))).languageModel).toBeInstanceOf(Opt);
     expect(create(openCheckpoint(fixturePath('generated/opt-tiny'))).languageModel).toBeInstanceOf(Opt);
+    expect(create(openCheckpoint(fixturePath('instructblip-flant5-tiny'))).languageModel).toBeInstanceOf(T5);
+    expect(create(openCheckpoint(fixturePath('generated/t5-tiny'))).languageModel).toBeInstanceOf(T5);
   });
 
   it('makes a bare LLaMA without image functions', () => {

@@ -47,6 +47,8 @@ describe('answers of the reference', () => {
     ['llama-gqa-tiny', LLAMA],
     ['instructblip-vicuna-tiny', VICUNA],
     ['blip2-opt-tiny', fixturePath('blip2-opt-tiny')],
+    ['blip2-flant5-tiny', fixturePath('blip2-flant5-tiny')],
+    ['instructblip-flant5-tiny', fixturePath('instructblip-flant5-tiny')],
   ])('%s gives its texts, all requests at once, streamed and whole', async (name, dir) => {
     const client = await startClient(worker.url, dir);
     const cases = casesOf(name);

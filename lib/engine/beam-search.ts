@@ -4,6 +4,7 @@
 
 import { QFormerError } from '../errors.js';
 import { BeamScores, type Hypothesis, type Survivor } from './beam-scores.js';
+import type { EncoderInput } from './encoder-input.js';
 import type { Candidates, GroupStep, SequenceGroup, StepOutput } from './group.js';
 import type { BlockManager } from './kv-cache.js';
 import type { Beam, Delta, EngineResult, FinishReason } from './protocol.js';
@@ -13,6 +14,8 @@ import type { Sequence } from './sequence.js';
 export class BeamSearch implements SequenceGroup {
   readonly id: number;
   readonly promptLength: number;
+  readonly inputLength: number;
+  readonly encoder: EncoderInput | undefined;
   readonly width: number;
   readonly answerTokens = 1;
   preemptions = 0;
@@ -25,6 +28,8 @@ export class BeamSearch implements SequenceGroup {
   constructor(private readonly prompt: Sequence) {
     this.id = prompt.id;
     this.promptLength = prompt.promptLength;
+    this.inputLength = prompt.inputLength;
+    this.encoder = prompt.encoder;
     this.width = prompt.params.numBeams;
     this.#beams = [prompt];
     this.#scores = new BeamScores({ ...prompt.params, numCandidates: prompt.numCandidates });

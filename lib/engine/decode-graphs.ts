@@ -93,8 +93,9 @@ class RecordedStep {
 
   #views(): Tensor[] {
     const { ids, logitRows, batch } = this.#inputs;
-    const { positions, cuSeqlensQ, slotMapping, blockTable, contextLens } = batch;
-    return [ids, logitRows, positions, cuSeqlensQ, slotMapping, blockTable, contextLens];
+    const { positions, cuSeqlensQ, slotMapping, blockTable, contextLens, cross } = batch;
+    const views = [ids, logitRows, positions, cuSeqlensQ, slotMapping, blockTable, contextLens];
+    return cross === undefined ? views : [...views, cross.cuSeqlensQ, cross.blockTable, cross.contextLens];
   }
 
   #disposeInputs(): void {

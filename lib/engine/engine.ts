@@ -82,21 +82,21 @@ export class Engine {
   /** Queues a request. Throws INVALID_ARGUMENT where it can never run, the device fault where the engine is poisoned. */
   add(group: SequenceGroup): void {
     if (this.#poison !== undefined) throw this.#poison;
-    const { id, promptLength, answerTokens } = group;
-    if (promptLength === 0) throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
+    const { id, promptLength, inputLength, answerTokens } = group;
+    if (promptLength === 0 || inputLength === 0) throw new QFormerError('INVALID_ARGUMENT', 'the prompt is empty');
     const maxContext = this.#contextOf(group);
-    if (promptLength + answerTokens > maxContext) {
+    if (promptLength + answerTokens > maxContext || inputLength >= this.maxContext) {
       const whose = group.width === 1 ? '' : ` of ${group.width} sequences`;
       throw new QFormerError(
         'INVALID_ARGUMENT',
-        `the prompt has ${promptLength} tokens; at most ${maxContext - answerTokens} leave room for an answer in a context of ${maxContext}${whose}`,
-        { promptTokens: promptLength, maxContext },
+        `the prompt has ${inputLength} tokens; at most ${maxContext - answerTokens} leave room for an answer in a context of ${maxContext}${whose}`,
+        { promptTokens: inputLength, maxContext },
       );
     }
     if (this.#groups.has(id)) throw new QFormerError('INTERNAL', `request ${id} exists already`);
     this.#groups.set(id, group);
     this.#scheduler.add(group);
-    this.#counters.promptTokens += promptLength;
+    this.#counters.promptTokens += inputLength;
   }
 
   /** Ends a request with finishReason 'abort'; unknown ids are ignored. The event comes with the next step(). */
@@ -108,9 +108,14 @@ export class Engine {
     this.#finish(group, 'abort');
   }
 
-  /** Prompt and answer of one of a group's sequences, such that all of them fit the pool: they share the prompt's full blocks. */
-  #contextOf({ width, promptLength }: SequenceGroup): number {
-    const { maxPositions, numBlocks, blockSize } = this.limits;
+  /**
+   * Prompt and answer of one of a group's sequences, such that all of them fit the pool: they share the prompt's full blocks and
+   * what the encoder read.
+   */
+  #contextOf({ width, promptLength, encoder }: SequenceGroup): number {
+    const { maxPositions, blockSize } = this.limits;
+    const numBlocks =
+      this.limits.numBlocks - (encoder === undefined ? 0 : this.blocks.blocksFor(encoder.tokens.length));
     const shared = width === 1 ? 0 : Math.floor(promptLength / blockSize);
     return Math.min(maxPositions, (shared + Math.floor(Math.max(0, numBlocks - shared) / width)) * blockSize);
   }
@@ -162,6 +167,11 @@ export class Engine {
   /** Takes note that a sequence's part of the step is in the cache, unless it failed. */
   #compute({ sequence, start, count }: ScheduledSequence, output: StepOutput | undefined): StepOutput | undefined {
     if (output !== undefined && 'error' in output) return output;
+    const { encoder } = sequence;
+    if (encoder !== undefined && !encoder.computed) {
+      encoder.computed = true;
+      this.blocks.commitWhole(encoder);
+    }
     sequence.numComputed = start + count;
     this.blocks.commit(sequence, start + count, start);
     return output;

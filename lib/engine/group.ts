@@ -1,6 +1,7 @@
 // What the scheduler admits, preempts and resumes as a whole: the sequences of one request. A plain request is a single
 // Sequence; a beam search forks its first one into several that share blocks.
 
+import type { EncoderInput } from './encoder-input.js';
 import type { BlockManager } from './kv-cache.js';
 import type { Delta, EngineResult, FinishReason, TokenLogprob } from './protocol.js';
 import type { Sequence } from './sequence.js';
@@ -40,6 +41,10 @@ export interface SequenceGroup {
   readonly promptLength: number;
   /** Tokens beyond the prompt that there must be room for. */
   readonly answerTokens: number;
+  /** Tokens of the prompt as the model reads it: what an encoder reads, or the prompt itself. */
+  readonly inputLength: number;
+  /** What its sequences read through the encoder, in an encoder–decoder model. */
+  readonly encoder: EncoderInput | undefined;
   /** Tokens at a time: how many sequences it has at most. */
   readonly width: number;
   /** Those that run, all beginning with the prompt; at least one. After a preemption the first computes what all begin with. */

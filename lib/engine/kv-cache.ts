@@ -86,7 +86,8 @@ export class BlockManager {
    * has no room for them and `headroom` more blocks; nothing has changed then.
    */
   start(owner: BlockOwner, headroom = 0): number {
-    const hits = this.#cachedPrefix(owner);
+    // The last token is always computed: it yields the logits.
+    const hits = this.#cachedBlocks(owner, Math.floor((owner.tokens.length - 1) / this.blockSize));
     const idle = hits.filter((block) => this.#references[block] === 0).length;
     const missing = this.blocksFor(owner.tokens.length) - hits.length;
     if (missing + headroom > this.available - idle) return -1;
@@ -94,6 +95,22 @@ export class BlockManager {
     owner.blockTable = [...hits];
     this.grow(owner, owner.tokens.length);
     return hits.length * this.blockSize;
+  }
+
+  /**
+   * Gives an owner without blocks, whose blocks are of use only together, all of them: the cached ones where every one is
+   * there, new ones otherwise. Returns the tokens that need no computation, all or none, or -1 as `start` does.
+   */
+  startWhole(owner: BlockOwner, headroom = 0): number {
+    const count = this.blocksFor(owner.tokens.length);
+    const found = this.#cachedBlocks(owner, count);
+    const hits = found.length === count ? found : [];
+    const idle = hits.filter((block) => this.#references[block] === 0).length;
+    if (count - hits.length + headroom > this.available - idle) return -1;
+    for (const block of hits) this.#acquire(block);
+    owner.blockTable = [...hits];
+    this.grow(owner, owner.tokens.length);
+    return hits.length > 0 ? owner.tokens.length : 0;
   }
 
   /** Extends a block table to hold `tokens` tokens. False where the pool has no room; nothing has changed then. */
@@ -146,9 +163,17 @@ export class BlockManager {
 
   /** Makes the blocks that the first `computed` tokens fill known to later requests. Call it after the forward pass. */
   commit(owner: BlockOwner, computed: number, before: number): void {
+    this.#publish(owner, Math.floor(before / this.blockSize), Math.floor(computed / this.blockSize));
+  }
+
+  /** Makes all blocks of an owner started by `startWhole` known to later requests. */
+  commitWhole(owner: BlockOwner): void {
+    this.#publish(owner, 0, owner.blockTable.length);
+  }
+
+  #publish(owner: BlockOwner, start: number, end: number): void {
     if (!this.prefixCache) return;
-    const end = Math.floor(computed / this.blockSize);
-    for (let i = Math.floor(before / this.blockSize); i < end; i++) {
+    for (let i = start; i < end; i++) {
       const block = owner.blockTable[i]!;
       const hash = this.#hashOf(owner, i);
       if (this.#hashes[block] !== undefined || this.#byHash.has(hash)) continue;
@@ -170,11 +195,11 @@ export class BlockManager {
     owner.blockTable = [];
   }
 
-  #cachedPrefix(owner: BlockOwner): number[] {
+  /** The cached ones of the first `count` blocks, up to the first that is not. */
+  #cachedBlocks(owner: BlockOwner, count: number): number[] {
     const hits: number[] = [];
     if (!this.prefixCache) return hits;
-    const usable = Math.floor((owner.tokens.length - 1) / this.blockSize);
-    for (let i = 0; i < usable; i++) {
+    for (let i = 0; i < count; i++) {
       const block = this.#byHash.get(this.#hashOf(owner, i));
       if (block === undefined) break;
       hits.push(block);

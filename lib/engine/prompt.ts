@@ -39,9 +39,13 @@ export class PromptBuilder {
     }
     const ids = this.#promptIds(request.prompt, images.length > 0, maxContext);
     const placed = placeImageTokens(config, ids, images.length);
+    const input = config.imageTokenId === undefined ? withoutIds(placed.ids, placed.imageRows) : placed.ids;
+    const { text } = config;
     const sequence = new Sequence({
       id,
-      promptTokens: config.imageTokenId === undefined ? withoutIds(placed.ids, placed.imageRows) : placed.ids,
+      ...(text.modelType === 't5'
+        ? { encoderTokens: input, promptTokens: [text.decoderStartTokenId] }
+        : { promptTokens: input }),
       imagePositions: placed.imageRows,
       images,
       ...(images.length > 0 && this.#instruction(request)),

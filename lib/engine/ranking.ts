@@ -2,6 +2,7 @@
 // candidate, so that candidates of one token cost nothing more. Longer ones are forks of the prompt that compute their own
 // tokens, a few at a time.
 
+import type { EncoderInput } from './encoder-input.js';
 import type { GroupStep, SequenceGroup, StepOutput } from './group.js';
 import type { EngineResult, FinishReason } from './protocol.js';
 import type { Sequence } from './sequence.js';
@@ -19,6 +20,8 @@ interface Running {
 export class Ranking implements SequenceGroup {
   readonly id: number;
   readonly promptLength: number;
+  readonly inputLength: number;
+  readonly encoder: EncoderInput | undefined;
   readonly answerTokens: number;
   readonly width: number;
   preemptions = 0;
@@ -33,6 +36,8 @@ export class Ranking implements SequenceGroup {
   ) {
     this.id = prompt.id;
     this.promptLength = prompt.promptLength;
+    this.inputLength = prompt.inputLength;
+    this.encoder = prompt.encoder;
     this.answerTokens = Math.max(...candidates.map(({ length }) => length));
     prompt.probe = { from: this.promptLength - 1, ids: [candidates.map(([first]) => first!)] };
     this.#logprobs = candidates.map(() => []);

@@ -9,6 +9,7 @@ import type { VisionLanguageModel } from '../models/model.js';
 import { Tensor, ops, scope } from '../tensor/index.js';
 import { layOutBatch } from './batch.js';
 import { DecodeGraphs } from './decode-graphs.js';
+import { encodeInputs, type EncoderItem, type PlacedRows } from './encoder-batch.js';
 import type { Runner } from './engine.js';
 import type { StepOutput } from './group.js';
 import type { ImageEncoder } from './image-encoder.js';
@@ -31,12 +32,9 @@ export interface ModelRunnerOptions {
   decodeGraphs?: boolean;
 }
 
-/** Rows of the step's embeddings that image rows replace. */
-interface ImageRows {
+/** Image rows of one sequence. */
+interface ImageRows extends PlacedRows {
   item: ScheduledSequence;
-  /** Position in the sequence of each row. */
-  positions: number[];
-  rows: Tensor;
 }
 
 /** The engine's runner over a model. */
@@ -55,6 +53,7 @@ export class ModelRunner implements Runner {
       const outputs = new Map<ScheduledSequence, StepOutput>();
       const images = batch.flatMap((item) => this.#imageRows(item, outputs));
       const healthy = batch.filter((item) => !outputs.has(item));
+      this.#encode(healthy, images);
       if (healthy.length > 0) {
         const logits = this.#forward(healthy, images);
         const rows = healthy.flatMap(rowsOf);
@@ -74,13 +73,14 @@ export class ModelRunner implements Runner {
   /** [rows, vocab] f32: logits of the rows that are wanted, or undefined where none is. */
   #forward(batch: readonly ScheduledSequence[], images: readonly ImageRows[]): Tensor | undefined {
     const { model, kvPool } = this.#options;
-    const isDecode = images.length === 0 && batch.every(({ count, sample }) => count === 1 && sample);
+    const placed = images.filter(({ item }) => item.sequence.encoder === undefined);
+    const isDecode = placed.length === 0 && batch.every(({ count, sample }) => count === 1 && sample);
     const replayed = isDecode ? this.#graphs?.run(batch) : undefined;
     if (replayed !== undefined) return replayed;
     const arrays = layOutBatch(batch, kvPool.blockSize);
     const { ids, logitRows, batch: inputs } = viewStep(this.#i32(arrays.packed), arrays, kvPool);
     const embeds = model.languageModel.embed(ids);
-    for (const { item, positions, rows } of images) {
+    for (const { item, positions, rows } of placed) {
       const first = arrays.cuSeqlensQ[batch.indexOf(item)]! - item.start;
       ops.scatterRows(embeds, this.#i32(Int32Array.from(positions, (position) => first + position)), rows);
     }
@@ -89,16 +89,29 @@ export class ModelRunner implements Runner {
     return model.languageModel.logits(ops.gatherRows(hidden, logitRows));
   }
 
+  /** Runs the encoder over what it has not read yet. */
+  #encode(batch: readonly ScheduledSequence[], images: readonly ImageRows[]): void {
+    const { model, kvPool, device } = this.#options;
+    const items = batch.flatMap((item): EncoderItem[] => {
+      const { encoder } = item.sequence;
+      if (encoder === undefined || encoder.computed) return [];
+      return [{ input: encoder, images: images.filter((part) => part.item === item) }];
+    });
+    if (items.length > 0) encodeInputs(model.languageModel, items, kvPool, device);
+  }
+
   /** The image rows that fall into this step; a failure belongs to the request. */
   #imageRows(item: ScheduledSequence, outputs: Map<ScheduledSequence, StepOutput>): ImageRows[] {
-    const { sequence, start, count } = item;
-    const { imagePositions } = sequence;
+    const { sequence } = item;
+    const { imagePositions, encoder } = sequence;
+    // an encoder reads all of its input in one step
+    const { start, count } = encoder === undefined ? item : { start: 0, count: encoder.numPending };
     const from = imagePositions.findIndex((position) => position >= start);
     if (from < 0 || imagePositions[from]! >= start + count) return [];
     const began = performance.now();
     try {
       const positions = imagePositions.filter((position) => position >= start && position < start + count);
-      return this.#encode(sequence, from, positions).map((part) => ({ item, ...part }));
+      return this.#imageParts(sequence, from, positions).map((part) => ({ item, ...part }));
     } catch (error) {
       outputs.set(item, { error });
       return [];
@@ -108,11 +121,11 @@ export class ModelRunner implements Runner {
   }
 
   /** Rows [from, from + positions.length) of the sequence's image rows, image by image. */
-  #encode(sequence: Sequence, from: number, positions: readonly number[]): { positions: number[]; rows: Tensor }[] {
+  #imageParts(sequence: Sequence, from: number, positions: readonly number[]): PlacedRows[] {
     const { imageEncoder, model } = this.#options;
     if (imageEncoder === undefined) throw new QFormerError('INVALID_ARGUMENT', 'this model reads no images');
     const perImage = model.config.numQueryTokens;
-    const parts: { positions: number[]; rows: Tensor }[] = [];
+    const parts: PlacedRows[] = [];
     for (let done = 0; done < positions.length;) {
       const image = Math.floor((from + done) / perImage);
       const offset = (from + done) % perImage;

@@ -1,7 +1,7 @@
 // Who runs in the next step. One step carries both kinds of work: each decoding sequence takes one token, the rest of the
-// token budget goes to prefill, oldest first, long prompts in chunks. Admission is strictly first come, first served, so
-// nobody starves. When the pool is full, the youngest running group gives its blocks back and later recomputes prompt
-// and answer; the kernels' results do not depend on chunking, so it continues as if nothing had happened.
+// token budget goes to prefill, oldest first, long prompts in chunks, what an encoder reads in one piece. Admission is strictly
+// first come, first served, so nobody starves. When the pool is full, the youngest running group gives its blocks back and later
+// recomputes prompt and answer; the kernels' results do not depend on chunking, so it continues as if nothing had happened.
 
 import { QFormerError } from '../errors.js';
 import type { SequenceGroup } from './group.js';
@@ -68,7 +68,7 @@ export class Scheduler {
       const index = queue.indexOf(group);
       if (index >= 0) queue.splice(index, 1);
     }
-    for (const sequence of group.sequences) this.blocks.release(sequence);
+    this.#release(group);
   }
 
   /** Chooses the next step's work; empty only when nothing is queued. `onStart` hears of each group that begins to run. */
@@ -107,16 +107,35 @@ export class Scheduler {
       if (this.#running.length > 0 && width + group.width > this.options.maxBatchSize) return;
       const first = group.sequences[0]!;
       // One block of headroom for each running sequence: admitting into the last blocks would only preempt at once.
-      const cached = this.blocks.start(first, width + this.#blocksOfOthers(group));
+      const cached = this.#start(group, width + this.#blocksOfOthers(group));
       if (cached < 0) return;
       this.#waiting.shift();
       this.#running.push(group);
-      first.numComputed = cached;
       onStart?.(group, cached);
       const count = Math.min(first.numPending, budget);
-      budget -= count;
+      budget -= count + (group.encoder?.numPending ?? 0);
       batch.push(entry(first, count));
     }
+  }
+
+  /** Gives a group's first sequence and encoder their blocks; answers the prompt tokens found in the cache, or -1 without room. */
+  #start({ sequences, encoder }: SequenceGroup, headroom: number): number {
+    const first = sequences[0]!;
+    if (encoder !== undefined) {
+      const found = this.blocks.startWhole(encoder, headroom + this.blocks.blocksFor(first.tokens.length));
+      if (found < 0) return -1;
+      encoder.computed = found > 0;
+    }
+    const cached = this.blocks.start(first, headroom);
+    if (cached >= 0) first.numComputed = cached;
+    return encoder === undefined ? cached : encoder.tokens.length - encoder.numPending;
+  }
+
+  #release({ sequences, encoder }: SequenceGroup): void {
+    for (const sequence of sequences) this.blocks.release(sequence);
+    if (encoder === undefined) return;
+    this.blocks.release(encoder);
+    encoder.computed = false;
   }
 
   /** Blocks that the sequences of a waiting group need beside those of the first one. */
@@ -152,10 +171,8 @@ export class Scheduler {
   }
 
   #preempt(group: SequenceGroup): void {
-    for (const sequence of group.sequences) {
-      this.blocks.release(sequence);
-      sequence.numComputed = 0;
-    }
+    this.#release(group);
+    for (const sequence of group.sequences) sequence.numComputed = 0;
     group.preemptions++;
     this.preemptions++;
     this.#waiting.unshift(group);

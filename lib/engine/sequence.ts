@@ -3,6 +3,7 @@
 // requests are one sequence, and a sequence is the group of itself; those of a beam search are forks of a first one.
 
 import { QFormerError } from '../errors.js';
+import { EncoderInput } from './encoder-input.js';
 import type { GroupStep, Probe, SequenceGroup, StepOutput } from './group.js';
 import { LogitRules } from './logits.js';
 import type { ResolvedParams } from './params.js';
@@ -25,7 +26,9 @@ export interface SequenceInit {
   id: number;
   /** Prompt with image placeholders; -1 marks a placeholder in the legacy layout, which has no id for it. */
   promptTokens: readonly number[];
-  /** Positions of the image placeholders, ascending; the first numQueryTokens belong to the first image and so on. */
+  /** For an encoder–decoder model what the encoder reads, placeholders included; `promptTokens` are what the decoder begins with. */
+  encoderTokens?: readonly number[];
+  /** Positions of the image placeholders in what is read, ascending; the first numQueryTokens belong to the first image and so on. */
   imagePositions?: readonly number[];
   images?: readonly SequenceImage[];
   /** Ids the Q-Former reads, for instruction-aware models. */
@@ -53,6 +56,8 @@ export class Sequence implements SequenceGroup {
   readonly imagePositions: readonly number[];
   readonly images: readonly SequenceImage[];
   readonly instructionIds: readonly number[] | undefined;
+  /** What the encoder reads, in an encoder–decoder model; shared by forks. */
+  readonly encoder: EncoderInput | undefined;
   readonly cacheSeed: string;
   readonly rules: LogitRules;
 
@@ -84,7 +89,9 @@ export class Sequence implements SequenceGroup {
     this.imagePositions = init.imagePositions ?? [];
     this.images = init.images ?? [];
     this.instructionIds = init.instructionIds;
-    this.cacheSeed = origin?.cacheSeed ?? cacheSeed(this.images, init.instructionIds);
+    const seed = cacheSeed(this.images, init.instructionIds);
+    this.encoder = origin?.encoder ?? (init.encoderTokens && new EncoderInput(init.encoderTokens, seed));
+    this.cacheSeed = this.encoder === undefined ? seed : JSON.stringify(['decoder', seed, init.encoderTokens]);
     this.rules =
       origin?.rules.fork() ??
       new LogitRules({ ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds }, this.tokens);
@@ -98,6 +105,11 @@ export class Sequence implements SequenceGroup {
   /** A sequence with the same tokens that goes on by itself. The block manager gives it the blocks of this one. */
   fork(): Sequence {
     return new Sequence(this.#init, this);
+  }
+
+  /** Tokens of the prompt as the model reads it. */
+  get inputLength(): number {
+    return this.encoder?.tokens.length ?? this.promptLength;
   }
 
   /** Generated tokens so far; also the sampling step of the next one. */
@@ -187,7 +199,7 @@ export class Sequence implements SequenceGroup {
 
   /** Of a request with this prompt. */
   usage(completionTokens: number): Usage {
-    const { promptLength: promptTokens, cachedTokens, imagePositions } = this;
+    const { inputLength: promptTokens, cachedTokens, imagePositions } = this;
     return { promptTokens, completionTokens, cachedTokens, imageTokens: imagePositions.length };
   }
 

@@ -19,6 +19,8 @@ export function viewStep(packed: Tensor, arrays: BatchArrays, kvCache: KvCache):
     const start = (array.byteOffset - arrays.packed.byteOffset) / array.BYTES_PER_ELEMENT;
     return packed.slice(0, start, start + array.length);
   };
+  const { cross } = arrays;
+  const rows = cross.contextLens.length;
   return {
     ids: part(arrays.ids),
     logitRows: part(arrays.logitRows),
@@ -29,6 +31,13 @@ export function viewStep(packed: Tensor, arrays: BatchArrays, kvCache: KvCache):
       blockTable: part(arrays.blockTable).reshape([arrays.contextLens.length, arrays.width]),
       contextLens: part(arrays.contextLens),
       kvCache,
+      ...(rows > 0 && {
+        cross: {
+          cuSeqlensQ: part(cross.cuSeqlensQ),
+          blockTable: part(cross.blockTable).reshape([rows, cross.width]),
+          contextLens: part(cross.contextLens),
+        },
+      }),
     },
   };
 }

@@ -45,10 +45,11 @@ const LANGUAGE_PREFIX = 'language_model.';
 /** What the image processor's settings are checked against. */
 type VisionPart = Pick<ModelConfig, 'vision' | 'numQueryTokens'>;
 
-/** Where each language model keeps the embeddings of its tokens. */
-const TOKEN_TABLES: Record<TextConfig['modelType'], string> = {
-  llama: 'model.embed_tokens.weight',
-  opt: 'model.decoder.embed_tokens.weight',
+/** Where each language model keeps the embeddings of its tokens; behind the name that its class reads, others that files have. */
+const TOKEN_TABLES: Record<TextConfig['modelType'], readonly [string, ...string[]]> = {
+  llama: ['model.embed_tokens.weight'],
+  opt: ['model.decoder.embed_tokens.weight'],
+  t5: ['shared.weight', 'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'],
 };
 
 /** Options of `openCheckpoint`. */
@@ -69,6 +70,7 @@ export function openCheckpoint(dir: string, { languageModel }: OpenOptions = {})
   const own = readCheckpointFiles(dir, config);
   checkParts(own, config, language);
   const files = language === undefined ? own : joinFiles(own, language);
+  nameTokenTable(config, files.tensors);
   return {
     ...files,
     config: withTableSizes(config, files.tensors),
@@ -180,10 +182,22 @@ function joinFiles(own: CheckpointFiles, language: Checkpoint): CheckpointFiles 
   };
 }
 
+function tokenTableNames(config: ModelConfig): readonly [string, ...string[]] {
+  const prefix = config.vision === undefined ? '' : LANGUAGE_PREFIX;
+  const [name, ...aliases] = TOKEN_TABLES[config.text.modelType];
+  return [prefix + name, ...aliases.map((alias) => prefix + alias)];
+}
+
+// A table that modules share is stored once, under whichever of its names; it is known by the first.
+function nameTokenTable(config: ModelConfig, tensors: Map<string, TensorEntry>): void {
+  const [name, ...aliases] = tokenTableNames(config);
+  const stored = aliases.map((alias) => tensors.get(alias)).find((entry) => entry !== undefined);
+  if (!tensors.has(name) && stored !== undefined) tensors.set(name, { ...stored, name });
+}
+
 // Published embeddings were padded to a multiple of 64 rows without a note in config.json: the tensors are right.
 function withTableSizes(config: ModelConfig, tensors: Map<string, TensorEntry>): ModelConfig {
-  const prefix = config.vision === undefined ? '' : LANGUAGE_PREFIX;
-  const vocabSize = rows(tensors, `${prefix}${TOKEN_TABLES[config.text.modelType]}`) ?? config.text.vocabSize;
+  const vocabSize = rows(tensors, tokenTableNames(config)[0]) ?? config.text.vocabSize;
   const result: ModelConfig = { ...config, text: { ...config.text, vocabSize } };
   if (config.qformer !== undefined) {
     const words = rows(tensors, 'qformer.embeddings.word_embeddings.weight') ?? config.qformer.vocabSize;

@@ -12,11 +12,13 @@ import { JsonFields } from './json-fields.js';
 import { parseLlamaConfig, type LlamaConfig } from './llama-config.js';
 import { BOUNDS, parseActivation, requireMultiple, type Activation } from './model-fields.js';
 import { parseOptConfig, type OptConfig } from './opt-config.js';
+import { parseT5Config, type T5Config } from './t5-config.js';
 
 export type { LlamaConfig, RopeScaling } from './llama-config.js';
 export type { Activation } from './model-fields.js';
 export type { OptConfig } from './opt-config.js';
 export type { GenerationDefaults, PreprocessorConfig } from './side-config.js';
+export type { T5Config } from './t5-config.js';
 
 /** EVA ViT: sizes in channels and pixels. */
 export interface VisionConfig {
@@ -48,7 +50,7 @@ export interface QFormerConfig {
 }
 
 /** The language model of a checkpoint. */
-export type TextConfig = LlamaConfig | OptConfig;
+export type TextConfig = LlamaConfig | OptConfig | T5Config;
 
 /** A whole model; `vision` and `qformer` are absent for a text-only one. */
 export interface ModelConfig {
@@ -95,6 +97,7 @@ export function parseModelConfig(json: JsonObject, file: string, text?: TextConf
       return parseComposite(fields, modelType, text);
     case 'llama':
     case 'opt':
+    case 't5':
       return { modelType, text: textParsers[modelType](fields), numQueryTokens: 0 };
     case undefined:
       throw new QFormerError('FORMAT', `${file}: model_type is missing`, { file, key: 'model_type' });
@@ -213,6 +216,7 @@ export function parseQFormer(fields: JsonFields, visionHiddenSize: number, instr
 const textParsers: Record<TextConfig['modelType'], (fields: JsonFields) => TextConfig> = {
   llama: parseLlamaConfig,
   opt: parseOptConfig,
+  t5: parseT5Config,
 };
 
 function parseText(fields: JsonFields, modelType: string): TextConfig {

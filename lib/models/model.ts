@@ -25,6 +25,30 @@ export interface BatchInputs {
   /** [b] i32: tokens of each sequence in the cache, the new ones included */
   contextLens: Tensor;
   kvCache: KvCache;
+  /** What cross-attention of an encoder–decoder model reads; absent elsewhere. */
+  cross?: CrossInputs;
+}
+
+/**
+ * The encoder's keys and values as each new token of a batch sees them: all of them, so that every token is a sequence of its
+ * own to paged attention, which is causal.
+ */
+export interface CrossInputs {
+  /** [t + 1] i32: 0, 1, … t */
+  cuSeqlensQ: Tensor;
+  /** [t, max_blocks] i32: the blocks that `encode` wrote for the token's sequence */
+  blockTable: Tensor;
+  /** [t] i32: tokens that the encoder read */
+  contextLens: Tensor;
+}
+
+/** The encoder's part of a step: t tokens of b packed sequences, each whole. */
+export interface EncoderInputs {
+  /** [b + 1] i32 */
+  cuSeqlens: Tensor;
+  /** [t] i32: cache slot of each token's keys and values for cross-attention */
+  slotMapping: Tensor;
+  kvCache: KvCache;
 }
 
 /** A causal language model over a paged cache. Its hidden rows are of the activation dtype, f32 unless a GPU computes in 16 bits. */
@@ -39,6 +63,11 @@ export interface LanguageModel {
   readonly maxPositions: number;
   /** ids: [t] i32 → [t, hidden] */
   embed(ids: Tensor): Tensor;
+  /**
+   * Encoder–decoder models only: reads whole prompts and writes to the cache what cross-attention needs of them. The decoder then
+   * starts from its start token. inputsEmbeds: [t, hidden], image rows in place
+   */
+  encode?(inputsEmbeds: Tensor, inputs: EncoderInputs): void;
   /** inputsEmbeds: [t, hidden] → [t, hidden] after the final norm; writes the new keys and values to the cache */
   forward(inputsEmbeds: Tensor, batch: BatchInputs): Tensor;
   /** hidden: [b, hidden] → [b, vocab] f32 */

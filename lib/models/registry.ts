@@ -8,6 +8,7 @@ import { Blip2 } from './blip2.js';
 import { Llama } from './llama.js';
 import type { LanguageModel, VisionLanguageModel } from './model.js';
 import { Opt } from './opt.js';
+import { T5 } from './t5.js';
 import type { Weights } from './weights.js';
 
 /** Builds a model: declares its parameters on `weights`, which the model owns from then on. */
@@ -19,6 +20,8 @@ function createLanguageModel(source: ParameterSource, prefix: string, config: Te
       return new Llama(source, prefix, config);
     case 'opt':
       return new Opt(source, prefix, config);
+    case 't5':
+      return new T5(source, prefix, config);
   }
 }
 
@@ -48,6 +51,7 @@ registerModel('blip-2', composed);
 registerModel('instructblip', composed);
 registerModel('llama', textOnly);
 registerModel('opt', textOnly);
+registerModel('t5', textOnly);
 
 function composed({ config }: Checkpoint, weights: Weights): VisionLanguageModel {
   const languageModel = createLanguageModel(weights, 'language_model.', config.text);

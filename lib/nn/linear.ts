@@ -1,7 +1,7 @@
 // A linear layer over the last axis. The weight stays [out, in] as stored, in any float dtype, or is quantised in groups of
 // columns; norm, bias, activation and residual are fused into the one product either way.
 
-import { ops, type Activation, type Tensor } from '../tensor/index.js';
+import { ops, type Activation, type Dtype, type Tensor } from '../tensor/index.js';
 import type { Parameter, ParameterSource } from './parameter.js';
 
 /** What is fused into the product of a linear layer: act(norm(x)·wᵀ + bias) + residual. */
@@ -11,6 +11,8 @@ export interface LinearEpilogue {
   /** residual: [m, out] */
   residual?: Tensor;
   activation?: Activation;
+  /** Of the result: that of x (the default) or f32. */
+  dtype?: Dtype;
 }
 
 /** y = act(norm(x)·wᵀ + bias) + residual with `PREFIX.weight` [out, in] and `PREFIX.bias` [out]. */

@@ -104,9 +104,12 @@ export interface IdsRequest {
 export function idsSequence(id: number, model: VisionLanguageModel, request: IdsRequest): Sequence {
   const images = request.images ?? [];
   const placed = placeImageTokens(model.config, request.ids, images.length);
+  const { text } = model.config;
   return new Sequence({
     id,
-    promptTokens: placed.ids,
+    ...(text.modelType === 't5'
+      ? { encoderTokens: placed.ids, promptTokens: [text.decoderStartTokenId] }
+      : { promptTokens: placed.ids }),
     imagePositions: placed.imageRows,
     images,
     ...(request.instructionIds && { instructionIds: request.instructionIds }),

@@ -108,6 +108,62 @@ export class PagedSequences {
   }
 }
 
+/** An encoded input and the decoder's cache behind it: two paged sequences, of which the second one grows. */
+export class EncodedSequence {
+  readonly #paged: PagedSequences;
+  readonly #blocks: number[];
+  readonly #device: string;
+  readonly #tokens: number;
+
+  /** inputs: [t, hidden], image rows in place; `capacity`: tokens of the decoder. */
+  constructor(model: LanguageModel, inputs: Tensor, capacity: number) {
+    const { device } = inputs;
+    this.#device = device;
+    this.#tokens = inputs.shape[0]!;
+    this.#paged = new PagedSequences(model, 2, Math.max(this.#tokens, capacity), 7, { device, dtype: inputs.dtype });
+    const { slotMapping, blockTable, kvCache } = this.#paged.next([this.#tokens, 0]);
+    model.encode!(inputs, { cuSeqlens: idTensor([0, this.#tokens], device), slotMapping, kvCache });
+    this.#blocks = [...blockTable.slice(0, 0, 1).toArray()];
+  }
+
+  /** The batch in which the decoder gets `count` new tokens. */
+  next(count: number): BatchInputs {
+    const ints = (values: readonly number[]) => idTensor(values, this.#device);
+    const cross = {
+      cuSeqlensQ: ints(Array.from({ length: count + 1 }, (_, i) => i)),
+      blockTable: ints(Array.from({ length: count }, () => this.#blocks).flat()).reshape([count, this.#blocks.length]),
+      contextLens: ints(new Array<number>(count).fill(this.#tokens)),
+    };
+    return { ...this.#paged.next([0, count]), cross };
+  }
+}
+
+/** Greedy generation of an encoder–decoder model from its start token 0; `logits` of every step. `bans`: never chosen. */
+export function greedyEncoded(
+  model: LanguageModel,
+  inputs: Tensor,
+  maxNewTokens: number,
+  { eos = [] as readonly number[], bans = [] as readonly number[] } = {},
+): { logits: Float32Array[]; ids: number[] } {
+  return scope(() => {
+    const sequence = new EncodedSequence(model, inputs, maxNewTokens);
+    const logits: Float32Array[] = [];
+    const ids: number[] = [];
+    let last = 0;
+    while (ids.length < maxNewTokens) {
+      const row = scope(() => {
+        const embeds = model.embed(idTensor([last], inputs.device));
+        return model.logits(model.forward(embeds, sequence.next(1))).toFloat32();
+      });
+      logits.push(row);
+      last = argMax(row.map((value, id) => (bans.includes(id) ? -Infinity : value)));
+      ids.push(last);
+      if (eos.includes(last)) break;
+    }
+    return { logits, ids };
+  });
+}
+
 /** Integers as a tensor: [n] i32. */
 export function idTensor(ids: readonly number[], device = 'cpu'): Tensor {
   return Tensor.fromArray(Int32Array.from(ids), [ids.length], { device });
