@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define QF_BACKEND_ABI 2
+#define QF_BACKEND_ABI 3
 
 typedef enum QfStatus {
   QF_OK = 0,
