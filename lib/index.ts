@@ -2,6 +2,7 @@
 // Tensors and kernels on their own are in `qformer/tensor`.
 
 export { loadModel, Model } from './model.js';
+export { Adapters, type AdapterInfo } from './adapters.js';
 export { Chat, type ChatMessage, type ChatRecord } from './chat.js';
 export { Generation, type GenerationChunk, type GenerationResult } from './generation.js';
 export { EncodedImage, type ModelImage } from './encoded-image.js';

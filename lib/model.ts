@@ -2,6 +2,7 @@
 // Nothing here touches a tensor. Images are decoded by sharp's own threads; their pixels move to the worker without a copy.
 
 import { onAbort } from './abort.js';
+import { Adapters } from './adapters.js';
 import { Chat } from './chat.js';
 import type { EncodedImage } from './encoded-image.js';
 import { requestImage, type ModelImage } from './encoded-image.js';
@@ -69,6 +70,8 @@ export async function loadModel(dir: string, options: LoadOptions = {}): Promise
 
 /** A loaded model; made by `loadModel`. Methods throw INVALID_ARGUMENT at once, everything else rejects the Generation. */
 export class Model {
+  /** The model's adapters; requests name the one they want by their option `adapter`. */
+  readonly adapters: Adapters;
   readonly #client: EngineClient;
   readonly #templates: PromptTemplates;
   readonly #imageOptions: ImageOptions;
@@ -77,6 +80,7 @@ export class Model {
 
   /** @internal */
   constructor(client: EngineClient, templates: PromptTemplates, imageOptions: ImageOptions) {
+    this.adapters = new Adapters(client);
     this.#client = client;
     this.#templates = templates;
     this.#imageOptions = imageOptions;
@@ -130,10 +134,10 @@ export class Model {
     options: RankOptions = {},
   ): Promise<RankedCandidate[]> {
     checkRank(question, candidates, options);
-    const { by = 'sum', raw = false, signal, exif } = options;
+    const { by = 'sum', raw = false, signal, exif, adapter } = options;
     const prompt = raw ? question : this.#templates.answer(question);
     const texts = [...candidates];
-    const request = { prompt, image, candidates: texts, params: {}, options: { signal, exif } };
+    const request = { prompt, image, candidates: texts, params: {}, options: { signal, exif, adapter } };
     return rankCandidates(texts, await this.#start('rank', request), by);
   }
 
@@ -235,7 +239,7 @@ export class Model {
     emit: (chunk: GenerationChunk) => void,
     cancel: AbortSignal,
   ): Promise<GenerationResult> {
-    const { signal, exif } = options;
+    const { signal, exif, adapter } = options;
     const throwIfAborted = (): void => {
       if (signal?.aborted)
         throw new QFormerError('ABORTED', `${where}: the request was aborted`, {}, { cause: signal.reason });
@@ -246,7 +250,13 @@ export class Model {
     throwIfAborted();
     this.#requireLive(where);
     const handle = this.#client.submit(
-      { prompt, images, params: withTemperature(params, this.info.generation), ...(candidates && { candidates }) },
+      {
+        prompt,
+        images,
+        params: withTemperature(params, this.info.generation),
+        ...(candidates && { candidates }),
+        ...(adapter !== undefined && { adapter }),
+      },
       { onDelta: emit, transferImages: true },
     );
     const result = await endWith(handle, signal === undefined ? [cancel] : [cancel, signal]);

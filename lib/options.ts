@@ -60,6 +60,8 @@ export interface GenerateOptions extends GenerateParams {
   raw?: boolean;
   /** Turn photographs upright by their EXIF orientation. Default false, as the reference implementation. */
   exif?: boolean;
+  /** Name of a loaded adapter (`Model.adapters`) that the request uses. Default: none. */
+  adapter?: string;
 }
 
 /** Options of `Model.caption`. BLIP-2 and InstructBLIP caption with five beams unless told otherwise; see docs/captioning.md. */
@@ -92,6 +94,8 @@ export interface RankOptions {
   by?: 'sum' | 'mean';
   /** The question is the whole prompt: no template around it. Default false. */
   raw?: boolean;
+  /** Name of a loaded adapter (`Model.adapters`) that the scores are computed with. Default: none. */
+  adapter?: string;
   /** Cancels the call; it rejects with ABORTED. */
   signal?: AbortSignal;
   /** Turn photographs upright by their EXIF orientation. Default false, as the reference implementation. */
@@ -168,13 +172,14 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
   onProgress: rule('a function', (value) => typeof value === 'function'),
 };
 
-const requestRules = { signal, raw: boolean, exif: boolean };
+const requestRules = { signal, raw: boolean, exif: boolean, adapter: string };
 const captionRules = { ...requestRules, lang: string, prompt: string };
 const promptRules = { ...requestRules, image: anything };
 const retrievalRules: Record<keyof RetrievalOptions, Rule> = { signal, exif: boolean };
 const rankRules: Record<keyof RankOptions, Rule> = {
   ...retrievalRules,
   raw: boolean,
+  adapter: string,
   by: rule('sum or mean', (value) => value === 'sum' || value === 'mean'),
 };
 const embedRules: Record<keyof EmbedOptions, Rule> = {

@@ -19,6 +19,7 @@ const pages = [
   'docs/retrieval.md',
   'docs/evaluation.md',
   'docs/quantization.md',
+  'docs/adapters.md',
 ];
 const blocks = pages.flatMap((page) => codeBlocks(page).map((block) => ({ ...block, page })));
 const documents = [...pages, 'docs/architecture.md', 'CONTRIBUTING.md', 'CHANGELOG.md'];

@@ -35,8 +35,8 @@ export function answer(image: string, question: string, flags: CommonFlags): Pro
 /** Prints candidates by their likelihood: sum, mean and text of each. */
 export function rank(image: string, question: string, candidates: string[], flags: CommonFlags): Promise<void> {
   return withModel(flags, async (model, signal) => {
-    const { by, raw, json } = flags;
-    const ranked = await model.rank(image, question, candidates, { by, raw, signal } as RankOptions);
+    const { by, raw, adapter, json } = flags;
+    const ranked = await model.rank(image, question, candidates, { by, raw, adapter, signal } as RankOptions);
     const lines = ranked.map(({ sum, mean, candidate }) => `${sum.toFixed(3)}  ${mean.toFixed(3)}  ${candidate}\n`);
     process.stdout.write(json ? `${JSON.stringify({ image, question, ranked })}\n` : lines.join(''));
   });

@@ -11,6 +11,7 @@ export interface CommonFlags {
   device?: string;
   dtype?: string;
   quantize?: string;
+  adapter?: string;
   threads?: number;
   maxNewTokens?: number;
   temperature?: number;
@@ -41,8 +42,18 @@ export function loadOptions(flags: CommonFlags): LoadOptions {
 
 /** The flags that are options of a request; their values are checked by the request. */
 export function generateOptions(flags: CommonFlags, signal: AbortSignal): GenerateOptions {
-  const { maxNewTokens, temperature, topK, topP, seed, raw } = flags;
+  const { maxNewTokens, temperature, topK, topP, seed, raw, adapter } = flags;
   const { numBeams, lengthPenalty, numReturnSequences } = flags;
   const search = { numBeams, lengthPenalty, numReturnSequences };
-  return { maxNewTokens, temperature, topK, topP, seed, ...search, raw, signal };
+  return {
+    maxNewTokens,
+    temperature,
+    topK,
+    topP,
+    seed,
+    ...search,
+    raw,
+    signal,
+    ...(adapter !== undefined && { adapter }),
+  };
 }

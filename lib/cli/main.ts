@@ -46,6 +46,7 @@ const generateFlags = (command: Command): Command =>
     .option('--length-penalty <p>', 'of a beam search: above 0 long answers gain', number)
     .option('--num-return-sequences <n>', 'of a beam search: how many answers to print, with scores', number)
     .option('--seed <n>', 'makes sampling repeatable', number)
+    .option('--adapter <dir>', 'PEFT LoRA adapter to load and use')
     .option('--raw', 'the text is the whole prompt, no template')
     .option('--json', 'print one JSON object per result and nothing else');
 
@@ -82,6 +83,7 @@ function program(): Command {
     .argument('<image>', 'image file')
     .argument('<question>', 'the question')
     .argument('<candidate...>', 'possible answers')
+    .option('--adapter <dir>', 'PEFT LoRA adapter to load and use')
     .option('--by <number>', 'sum: log-probability of the whole candidate; mean: per token', 'sum')
     .option('--raw', 'the question is the whole prompt, no template')
     .option('--json', 'print one JSON object and nothing else')

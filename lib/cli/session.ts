@@ -16,6 +16,8 @@ export async function withModel(
   const started = performance.now();
   const model = await loadWithProgress(flags.model ?? demoModel(), { ...loadOptions(flags), signal });
   try {
+    // the folder's path is its name: there is only this one
+    if (flags.adapter !== undefined) await model.adapters.load(flags.adapter, { name: flags.adapter });
     await use(model, signal, performance.now() - started);
   } finally {
     await model.dispose();

@@ -6,6 +6,7 @@ import { Worker } from 'node:worker_threads';
 import { QFormerError } from '../errors.js';
 import {
   deserializeError,
+  type AdapterCommand,
   type Delta,
   type EngineInfo,
   type EngineOptions,
@@ -18,6 +19,7 @@ import {
   type ToWorker,
   type WorkerInit,
 } from './protocol.js';
+import type { AdapterInfo } from './protocol.js';
 import type { Task, TaskImage, TaskResult } from './task.js';
 
 /** Options of EngineClient.start: the engine's, and what concerns loading. */
@@ -56,9 +58,11 @@ export interface TaskHandle {
   abort(): void;
 }
 
+type Answer = EngineResult | TaskResult | AdapterInfo;
+
 interface Pending {
   onDelta?: ((delta: Delta) => void) | undefined;
-  resolve(result: EngineResult | TaskResult): void;
+  resolve(result: Answer): void;
   reject(error: unknown): void;
 }
 
@@ -155,7 +159,12 @@ export class EngineClient {
     if (this.#failure === undefined) this.#send({ type: 'release', digest });
   }
 
-  #start<Result extends EngineResult | TaskResult>(
+  /** Does something with an adapter. Rejects with the worker's error; throws as `submit`. */
+  adapter(command: AdapterCommand): Promise<AdapterInfo> {
+    return this.#start<AdapterInfo>((id) => ({ type: 'adapter', id, command }), []).done;
+  }
+
+  #start<Result extends Answer>(
     message: (id: number) => ToWorker,
     transfer: ArrayBuffer[],
     onDelta?: (delta: Delta) => void,

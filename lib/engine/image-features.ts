@@ -1,5 +1,6 @@
 // Pixels → features of the vision tower: resize (Pillow's bicubic), normalise, ViT. They depend on the picture alone, so they
-// are cached by its digest; those of a held image stay until it is released. Several images take one pass.
+// are cached by its digest, and by the adapter where one changes the vision tower; those of a held image stay until it is released.
+// Several images take one pass.
 
 import { createHash } from 'node:crypto';
 import { QFormerError, describe } from '../errors.js';
@@ -13,7 +14,9 @@ import type { TensorCache } from './tensor-cache.js';
 export class ImageFeatures {
   /** Images that went through the vision tower so far. */
   encoded = 0;
-  readonly #held = new Map<string, { features: Tensor; count: number }>();
+  /** The adapter that is merged into the vision tower; '' for none. */
+  merged = '';
+  readonly #held = new Map<string, { features: Tensor; count: number; adapter: string }>();
 
   /** `encode`: pixelValues [b, 3, size, size] f32 → [b · tokens, hidden] */
   constructor(
@@ -23,25 +26,27 @@ export class ImageFeatures {
     private readonly cache: TensorCache,
   ) {}
 
-  /** [tokens, hidden], valid until the next call or the end of the current scope. INVALID_ARGUMENT for an image no longer held. */
-  of(image: SequenceImage): Tensor {
-    return this.#known(image) ?? this.cache.set(keyOf(image), this.#run([image]));
+  /** `adapter`: identity of the one that the vision tower runs with. [tokens, hidden], valid until the next call or the end of the current scope. INVALID_ARGUMENT for an image no longer held. */
+  of(image: SequenceImage, adapter = this.merged): Tensor {
+    return this.#known(image, adapter) ?? this.cache.set(keyOf(image, adapter), this.#run([image]));
   }
 
   /** The features of several images behind each other, [images · tokens, hidden], in the current scope. */
   ofAll(images: readonly SequenceImage[]): Tensor {
     if (images.length === 1) return this.of(images[0]!);
     return scope(() => {
-      const missing = images.filter((image) => this.#known(image) === undefined);
+      const missing = images.filter((image) => this.#known(image, this.merged) === undefined);
       const computed = missing.length > 0 ? this.#run(missing) : undefined;
       const part = (at: number): Tensor => {
         const tokens = computed!.shape[0]! / missing.length;
         return computed!.slice(0, at * tokens, (at + 1) * tokens);
       };
-      const all = images.map((image) => (missing.includes(image) ? part(missing.indexOf(image)) : this.#known(image)!));
+      const all = images.map((image) =>
+        missing.includes(image) ? part(missing.indexOf(image)) : this.#known(image, this.merged)!,
+      );
       const result = stack(all, this.device);
       // Last, because a new entry may push out one that is in `all`.
-      missing.forEach((image, at) => this.cache.set(keyOf(image), copyOf(part(at))));
+      missing.forEach((image, at) => this.cache.set(keyOf(image, this.merged), copyOf(part(at))));
       return result;
     });
   }
@@ -50,7 +55,10 @@ export class ImageFeatures {
   hold(image: SequenceImage): void {
     const held = this.#held.get(image.digest);
     if (held !== undefined) held.count++;
-    else scope(() => this.#held.set(image.digest, { features: keep(copyOf(this.of(image))), count: 1 }));
+    else {
+      const adapter = this.merged;
+      scope(() => this.#held.set(image.digest, { features: keep(copyOf(this.of(image))), count: 1, adapter }));
+    }
   }
 
   /** Undoes one `hold`. */
@@ -67,9 +75,14 @@ export class ImageFeatures {
     this.#held.clear();
   }
 
-  #known(image: SequenceImage): Tensor | undefined {
-    const features = this.#held.get(image.digest)?.features ?? this.cache.get(keyOf(image));
+  #known(image: SequenceImage, adapter: string): Tensor | undefined {
+    const held = this.#held.get(image.digest);
+    const features = held?.adapter === adapter ? held.features : this.cache.get(keyOf(image, adapter));
     if (features !== undefined || image.data.length > 0) return features;
+    if (held !== undefined) {
+      const message = 'the image was encoded with other weights of the vision tower; pass the image itself';
+      throw new QFormerError('INVALID_ARGUMENT', message, { adapter });
+    }
     throw new QFormerError('INVALID_ARGUMENT', 'the encoded image was disposed');
   }
 
@@ -112,7 +125,7 @@ export function readPixels(image: TaskImage): SequenceImage {
 }
 
 const copyOf = (x: Tensor): Tensor => x.cast(x.dtype);
-const keyOf = (image: SequenceImage): string => `${image.digest}:features`;
+const keyOf = (image: SequenceImage, adapter: string): string => `${image.digest}:features:${adapter}`;
 
 /** Tensors of one shape and dtype behind each other along the first axis. */
 function stack(parts: readonly Tensor[], device: string): Tensor {

@@ -7,10 +7,12 @@ import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/che
 import type { ModelConfig, PreprocessorConfig } from '../io/config.js';
 import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget, weightBytes } from '../io/memory-estimate.js';
 import { storedDtype } from '../models/activations.js';
+import { AdapterSet } from '../models/adapters.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { createModel } from '../models/registry.js';
 import { Weights, type WeightsOptions } from '../models/weights.js';
 import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
+import { AdapterCommands } from './adapter-commands.js';
 import { Engine } from './engine.js';
 import { ImageEncoder } from './image-encoder.js';
 import type { ImageFeatures } from './image-features.js';
@@ -30,6 +32,8 @@ export interface LoadedEngine {
   /** Absent in a text-only model. */
   features: ImageFeatures | undefined;
   tasks: TaskQueue;
+  /** Absent in a retrieval model. */
+  adapters?: AdapterCommands;
   info: EngineInfo;
   stats(): EngineStats;
   dispose(): void;
@@ -98,10 +102,12 @@ function assemble(
   disposers.push(() => kvPool.dispose());
   const preprocessor = withImageSize(checkpoint, options);
   const interpolate = options.imageSize !== undefined;
+  const adapters = new AdapterSet(weights);
+  disposers.push(() => adapters.dispose());
   const imageEncoder =
     preprocessor === undefined || model.imageTokens === undefined
       ? undefined
-      : new ImageEncoder(model, preprocessor, device.name, limits.imageCacheBytes, { interpolate });
+      : new ImageEncoder(model, preprocessor, device.name, limits.imageCacheBytes, adapters, { interpolate });
   const maxPositions = model.languageModel.maxPositions;
   const maxContext = Math.min(maxPositions, kvPool.numBlocks * kvPool.blockSize);
   const runner = new ModelRunner({
@@ -109,6 +115,7 @@ function assemble(
     kvPool,
     device: device.name,
     maxContext,
+    adapters,
     ...(imageEncoder && { imageEncoder }),
   });
   disposers.push(() => runner.dispose());
@@ -126,7 +133,8 @@ function assemble(
   });
   const features = imageEncoder?.features;
   const info = describeEngine(options, limits, checkpoint, weights, device, kvPool, engine);
-  return { engine, features, tasks: new TaskQueue({ features }), stats, info };
+  const commands = new AdapterCommands(adapters, imageEncoder);
+  return { engine, features, tasks: new TaskQueue({ features }), adapters: commands, stats, info };
 }
 
 function describeEngine(

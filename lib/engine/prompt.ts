@@ -29,8 +29,8 @@ export class PromptBuilder {
     this.#qformerTokenizer = qformerTokenizerDir === undefined ? undefined : TextTokenizer.load(qformerTokenizerDir);
   }
 
-  /** Errors: INVALID_ARGUMENT (options, an empty or too long prompt, pixels, invalid UTF-16), UNSUPPORTED (images). `maxContext` and `arrival`: see Engine and Sequence. */
-  build(id: number, request: EngineRequest, maxContext: number, arrival: number): SequenceGroup {
+  /** Errors: INVALID_ARGUMENT (options, an empty or too long prompt, pixels, invalid UTF-16), UNSUPPORTED (images). `maxContext`, `arrival` and `adapter`: see Engine and Sequence. */
+  build(id: number, request: EngineRequest, maxContext: number, arrival: number, adapter?: string): SequenceGroup {
     const { config, generation } = this.#checkpoint;
     const params = resolveParams(request.params, generation);
     const images = (request.images ?? []).map(readPixels);
@@ -49,6 +49,7 @@ export class PromptBuilder {
       imagePositions: placed.imageRows,
       images,
       ...(images.length > 0 && this.#instruction(request)),
+      ...(adapter !== undefined && { adapter }),
       params,
       eosTokenIds: generation.eosTokenIds,
       badWordIds: [

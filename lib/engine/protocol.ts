@@ -3,10 +3,13 @@
 // events of all requests. Types and error (de)serialisation live here; imports nothing but types and the error class.
 
 import { QFormerError, type ErrorCode } from '../errors.js';
+import type { AdapterInfo } from '../io/adapter.js';
 import type { GenerationDefaults, ModelConfig } from '../io/config.js';
 import type { RetrievalConfig } from '../io/retrieval-checkpoint.js';
 import type { GenerateParams } from './params.js';
 import type { Task, TaskImage, TaskResult } from './task.js';
+
+export type { AdapterInfo } from '../io/adapter.js';
 
 /** Options of the engine, fixed when the worker starts. */
 export interface EngineOptions {
@@ -62,6 +65,8 @@ export interface EngineRequest {
   instruction?: string;
   /** Texts to score as answers, instead of generating one. */
   candidates?: string[];
+  /** Name of a loaded adapter. */
+  adapter?: string;
   params?: GenerateParams;
 }
 
@@ -177,9 +182,14 @@ export interface EngineStats {
   liveTensors: number;
 }
 
+/** Something to do with an adapter; the answer is what is known of it afterwards. */
+export type AdapterCommand =
+  { action: 'load'; name: string; dir: string } | { action: 'unload' | 'merge' | 'unmerge'; name: string };
+
 export type ToWorker =
   | { type: 'request'; id: number; request: EngineRequest }
   | { type: 'task'; id: number; task: Task }
+  | { type: 'adapter'; id: number; command: AdapterCommand }
   /** Undoes one 'hold'. */
   | { type: 'release'; digest: string }
   | { type: 'abort'; id: number }
@@ -189,7 +199,7 @@ export type ToWorker =
 export type RequestEvent =
   | ({ type: 'delta'; id: number } & Delta)
   | { type: 'end'; id: number; result: EngineResult }
-  | { type: 'done'; id: number; result: TaskResult }
+  | { type: 'done'; id: number; result: TaskResult | AdapterInfo }
   | { type: 'error'; id: number; error: SerializedError };
 
 export type FromWorker =

@@ -5,6 +5,7 @@
 // instead of a few hundred.
 
 import { QFormerError } from '../errors.js';
+import type { AdapterSet, LoadedAdapter } from '../models/adapters.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { Tensor, ops, scope } from '../tensor/index.js';
 import { layOutBatch } from './batch.js';
@@ -25,6 +26,7 @@ export interface ModelRunnerOptions {
   kvPool: KvPool;
   /** Absent for text-only models. */
   imageEncoder?: ImageEncoder;
+  adapters?: AdapterSet;
   device: string;
   /** Prompt and answer together, tokens. */
   maxContext: number;
@@ -37,10 +39,20 @@ interface ImageRows extends PlacedRows {
   item: ScheduledSequence;
 }
 
+/** Sequences that one forward pass computes. */
+interface Pass {
+  items: ScheduledSequence[];
+  /** Some of its rows have adapters. */
+  hasRows: boolean;
+  /** Its weights are those of this adapter. */
+  adapter?: LoadedAdapter;
+}
+
 /** The engine's runner over a model. */
 export class ModelRunner implements Runner {
   readonly #options: ModelRunnerOptions;
   readonly #graphs: DecodeGraphs | undefined;
+  #seenChanges = 0;
 
   constructor(options: ModelRunnerOptions) {
     this.#options = options;
@@ -72,9 +84,83 @@ export class ModelRunner implements Runner {
 
   /** [rows, vocab] f32: logits of the rows that are wanted, or undefined where none is. */
   #forward(batch: readonly ScheduledSequence[], images: readonly ImageRows[]): Tensor | undefined {
+    this.#forgetStaleSteps();
+    const passes = this.#passes(batch);
+    if (passes.length === 1) return this.#run(passes[0]!, images);
+    const rows = batch.flatMap(rowsOf);
+    let logits: Tensor | undefined;
+    for (const pass of passes) {
+      const part = this.#run(
+        pass,
+        images.filter(({ item }) => pass.items.includes(item)),
+      );
+      if (part === undefined) continue;
+      logits ??= Tensor.empty([rows.length, part.shape[1]!], { device: this.#options.device });
+      // a pass keeps the order that its sequences have in the batch
+      const own = rows.flatMap(({ item }, row) => (pass.items.includes(item) ? [row] : []));
+      ops.scatterRows(logits, this.#i32(Int32Array.from(own)), part);
+    }
+    return logits;
+  }
+
+  #forgetStaleSteps(): void {
+    const changes = this.#options.adapters?.changes ?? 0;
+    if (changes !== this.#seenChanges) this.#graphs?.dispose();
+    this.#seenChanges = changes;
+  }
+
+  /**
+   * Sequences whose adapters are added row by row share a pass, those of an adapter with weights of its own have one. On the CPU
+   * sequences without adapter have the same bits beside others; a GPU would round elsewhere, because rows with adapters take
+   * their steps one by one, so there they have a pass of their own.
+   */
+  #passes(batch: readonly ScheduledSequence[]): Pass[] {
+    const { adapters, device } = this.#options;
+    const passes = new Map<string, Pass>();
+    for (const item of batch) {
+      const adapter = adapters?.active(item.sequence.adapter);
+      const applies = adapter?.info.parts.includes('language') === true;
+      const key = !applies ? 'bare' : adapter.variant === undefined ? 'rows' : adapter.identity;
+      const pass = passes.get(key) ?? {
+        items: [],
+        hasRows: key === 'rows',
+        ...(applies && adapter.variant && { adapter }),
+      };
+      pass.items.push(item);
+      passes.set(key, pass);
+    }
+    if (device !== 'cpu' || !passes.has('rows') || !passes.has('bare')) return [...passes.values()];
+    const together = batch.filter((item) => ['bare', 'rows'].some((key) => passes.get(key)!.items.includes(item)));
+    passes.delete('bare');
+    passes.set('rows', { items: together, hasRows: true });
+    return [...passes.values()];
+  }
+
+  #run(pass: Pass, images: readonly ImageRows[]): Tensor | undefined {
+    return this.#within(
+      pass,
+      ({ count }) => count,
+      () => this.#compute(pass, images),
+    );
+  }
+
+  /** Runs `fn` with the adapters of a pass, whose linear layers have `countOf` rows for each of its sequences. */
+  #within<T>({ items, hasRows, adapter }: Pass, countOf: (item: ScheduledSequence) => number, fn: () => T): T {
+    const { adapters } = this.#options;
+    if (adapter !== undefined) return adapters!.during(adapter, fn);
+    if (!hasRows) return fn();
+    const slots = items.flatMap((item) => {
+      const own = adapters!.active(item.sequence.adapter);
+      return new Array<number>(countOf(item)).fill(own?.slot ?? -1);
+    });
+    return adapters!.duringRows(this.#i32(Int32Array.from(slots)), fn);
+  }
+
+  #compute({ items: batch, hasRows, adapter }: Pass, images: readonly ImageRows[]): Tensor | undefined {
     const { model, kvPool } = this.#options;
     const placed = images.filter(({ item }) => item.sequence.encoder === undefined);
-    const isDecode = placed.length === 0 && batch.every(({ count, sample }) => count === 1 && sample);
+    const isRecorded = !hasRows && adapter === undefined && placed.length === 0;
+    const isDecode = isRecorded && batch.every(({ count, sample }) => count === 1 && sample);
     const replayed = isDecode ? this.#graphs?.run(batch) : undefined;
     if (replayed !== undefined) return replayed;
     const arrays = layOutBatch(batch, kvPool.blockSize);
@@ -92,12 +178,14 @@ export class ModelRunner implements Runner {
   /** Runs the encoder over what it has not read yet. */
   #encode(batch: readonly ScheduledSequence[], images: readonly ImageRows[]): void {
     const { model, kvPool, device } = this.#options;
-    const items = batch.flatMap((item): EncoderItem[] => {
-      const { encoder } = item.sequence;
-      if (encoder === undefined || encoder.computed) return [];
-      return [{ input: encoder, images: images.filter((part) => part.item === item) }];
-    });
-    if (items.length > 0) encodeInputs(model.languageModel, items, kvPool, device);
+    const unread = batch.filter(({ sequence: { encoder } }) => encoder !== undefined && !encoder.computed);
+    for (const pass of this.#passes(unread)) {
+      const items = pass.items.map((item): EncoderItem => {
+        return { input: item.sequence.encoder!, images: images.filter((part) => part.item === item) };
+      });
+      const encode = (): void => encodeInputs(model.languageModel, items, kvPool, device);
+      this.#within(pass, ({ sequence }) => sequence.encoder!.tokens.length, encode);
+    }
   }
 
   /** The image rows that fall into this step; a failure belongs to the request. */
@@ -130,7 +218,7 @@ export class ModelRunner implements Runner {
       const image = Math.floor((from + done) / perImage);
       const offset = (from + done) % perImage;
       const take = Math.min(perImage - offset, positions.length - done);
-      const tokens = imageEncoder.tokens(sequence.images[image]!, sequence.instructionIds);
+      const tokens = imageEncoder.tokens(sequence.images[image]!, sequence.instructionIds, sequence.adapter);
       // A copy: the cache may free its tensor when the next image comes in.
       const rows = ops.gatherRows(tokens, this.#i32(Int32Array.from({ length: take }, (_, i) => offset + i)));
       parts.push({ positions: positions.slice(done, done + take), rows });

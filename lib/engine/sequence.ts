@@ -33,6 +33,8 @@ export interface SequenceInit {
   images?: readonly SequenceImage[];
   /** Ids the Q-Former reads, for instruction-aware models. */
   instructionIds?: readonly number[];
+  /** Identity of the adapter that decides its results; absent for the bare model. */
+  adapter?: string;
   params: ResolvedParams;
   eosTokenIds: readonly number[];
   badWordIds?: readonly (readonly number[])[];
@@ -58,6 +60,7 @@ export class Sequence implements SequenceGroup {
   readonly instructionIds: readonly number[] | undefined;
   /** What the encoder reads, in an encoder–decoder model; shared by forks. */
   readonly encoder: EncoderInput | undefined;
+  readonly adapter: string | undefined;
   readonly cacheSeed: string;
   readonly rules: LogitRules;
 
@@ -89,7 +92,8 @@ export class Sequence implements SequenceGroup {
     this.imagePositions = init.imagePositions ?? [];
     this.images = init.images ?? [];
     this.instructionIds = init.instructionIds;
-    const seed = cacheSeed(this.images, init.instructionIds);
+    this.adapter = init.adapter;
+    const seed = cacheSeed(this.images, init.instructionIds, init.adapter);
     this.encoder = origin?.encoder ?? (init.encoderTokens && new EncoderInput(init.encoderTokens, seed));
     this.cacheSeed = this.encoder === undefined ? seed : JSON.stringify(['decoder', seed, init.encoderTokens]);
     this.rules =
@@ -213,9 +217,13 @@ export class Sequence implements SequenceGroup {
   }
 }
 
-/** Two requests share a prefix only where images and what the Q-Former read of them are equal; lengths keep parts apart. */
-function cacheSeed(images: readonly SequenceImage[], instructionIds: readonly number[] | undefined): string {
-  if (images.length === 0) return '';
+/** Two requests share a prefix only where images, what the Q-Former read of them and adapter are equal; lengths keep parts apart. */
+function cacheSeed(
+  images: readonly SequenceImage[],
+  instructionIds: readonly number[] | undefined,
+  adapter: string | undefined,
+): string {
+  if (images.length === 0 && adapter === undefined) return '';
   const digests = images.map((image) => image.digest);
-  return JSON.stringify([digests, instructionIds ?? null]);
+  return JSON.stringify([digests, instructionIds ?? null, ...(adapter === undefined ? [] : [adapter])]);
 }

@@ -11,6 +11,7 @@ import { loadEngine, type LoadedEngine } from './load.js';
 import { loadRetrieval } from './load-retrieval.js';
 import {
   serializeError,
+  type AdapterCommand,
   type EngineRequest,
   type FromWorker,
   type LoadProgress,
@@ -68,6 +69,7 @@ class EngineWorker {
     const events = this.#refused.splice(0);
     if (tasks.hasWork) events.push(...tasks.step().map(toMessage));
     if (engine?.hasWork) events.push(...engine.step().map(toMessage));
+    for (const { type, id } of events) if (type !== 'delta') this.loaded.adapters?.ended(id);
     if (events.length > 0) this.#post({ type: 'step', events });
     this.#schedule();
   }
@@ -92,6 +94,8 @@ class EngineWorker {
           this.#refused.push({ type: 'error', id: message.id, error: serializeError(error) });
         }
         return;
+      case 'adapter':
+        return this.#command(message.id, message.command);
       case 'release':
         return features?.release(message.digest);
       case 'abort': {
@@ -107,9 +111,25 @@ class EngineWorker {
   }
 
   #generate(id: number, request: EngineRequest): void {
-    const { engine, prompts } = this.loaded;
+    const { engine, prompts, adapters } = this.loaded;
     if (engine === undefined || prompts === undefined) throw cannot('generate text');
-    engine.add(prompts.build(id, request, engine.maxContext, performance.now()));
+    const adapter = adapters?.started(id, request.adapter);
+    try {
+      engine.add(prompts.build(id, request, engine.maxContext, performance.now(), adapter));
+    } catch (error) {
+      adapters?.ended(id);
+      throw error;
+    }
+  }
+
+  #command(id: number, command: AdapterCommand): void {
+    try {
+      const { adapters } = this.loaded;
+      if (adapters === undefined) throw cannot('take adapters');
+      this.#refused.push({ type: 'done', id, result: adapters.run(command) });
+    } catch (error) {
+      this.#refused.push({ type: 'error', id, error: serializeError(error) });
+    }
   }
 
   #shutdown(): void {

@@ -6,6 +6,7 @@
 import type { ModelConfig } from '../io/config.js';
 import { QFormerError } from '../errors.js';
 import { Linear } from '../nn/linear.js';
+import type { LoraContext } from '../nn/lora.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
 import { scope, type Tensor } from '../tensor/index.js';
 import type { EncodeImageOptions, LanguageModel, VisionLanguageModel } from './model.js';
@@ -20,6 +21,7 @@ export class Blip2 implements VisionLanguageModel {
   /** What the Q-Former computes of the queries before it looks at an image or a text. */
   readonly queryPrefix: Parameter;
   readonly languageProjection: Linear;
+  readonly #lora: LoraContext | undefined;
   readonly #release: () => void;
 
   /** `release` frees what `source` loads; it is called by `dispose`. */
@@ -34,6 +36,7 @@ export class Blip2 implements VisionLanguageModel {
       throw new QFormerError('INTERNAL', `${modelType} is no vision-language configuration`);
     }
     this.#release = release;
+    this.#lora = source.lora;
     this.visionModel = new VisionTransformer(source, 'vision_model', vision);
     this.queryTokens = source.vector('query_tokens', [1, numQueryTokens, qformer.hiddenSize]);
     this.qformer = new QFormer(source, 'qformer', qformer, modelType);
@@ -57,7 +60,8 @@ export class Blip2 implements VisionLanguageModel {
       const queries = this.queryTokens.tensor.reshape([numQueryTokens, config!.hiddenSize]);
       const output = this.qformer.forward({
         queries,
-        prefix: this.queryPrefix.tensor,
+        // computed without adapters
+        ...(this.#lora?.rows === undefined && { prefix: this.queryPrefix.tensor }),
         features,
         batch,
         text: instructionIds,

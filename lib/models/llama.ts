@@ -131,7 +131,8 @@ export class LlamaLayer {
     if (gate !== undefined && up !== undefined) {
       return ops.gatedLinear(x, gate, up, { norm, activation, math: this.gateProj.math });
     }
-    return ops.mul(this.gateProj.forward(x, { norm, activation }), this.upProj.forward(x, { norm }));
+    const normed = this.postAttentionLayernorm.forward(x);
+    return ops.mul(this.gateProj.forward(normed, { activation }), this.upProj.forward(normed));
   }
 
   #attention(x: Tensor, batch: BatchInputs, index: number): Tensor {
@@ -156,8 +157,9 @@ export class LlamaLayer {
       return ops.qkvAppend(x, { q, k, v }, options);
     }
     const { numHeads, numKvHeads, headDim } = this.config;
+    const normed = this.inputLayernorm.forward(x);
     const project = (layer: Linear, heads: number): Tensor =>
-      layer.forward(x, { norm }).reshape([x.shape[0]!, heads, headDim]);
+      layer.forward(normed).reshape([x.shape[0]!, heads, headDim]);
     const keys = ops.rope(project(this.kProj, numKvHeads), positions, invFreq);
     ops.kvAppend(keys, project(this.vProj, numKvHeads), kCache, vCache, slotMapping);
     return ops.rope(project(this.qProj, numHeads), positions, invFreq);

@@ -5,6 +5,7 @@ import type { Activation, QFormerConfig } from '../io/config.js';
 import { Linear } from '../nn/linear.js';
 import { LayerNorm } from '../nn/norm.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
+import { cuSeqlens } from '../nn/sequences.js';
 import { ops, type Tensor } from '../tensor/index.js';
 import type { QFormerMask } from './qformer.js';
 import type { QFormerLayout } from './qformer-layout.js';
@@ -88,7 +89,7 @@ export class QFormerAttention {
   }
 }
 
-/** norm(dense(attention(query x, k, v)) + x) in one op; keys and values come from `QFormer.imageKeys`, for all layers at once. */
+/** norm(dense(attention(query x, k, v)) + x), in one op unless rows have adapters; keys and values come from `QFormer.imageKeys`, for all layers at once. */
 export class QFormerCrossAttention {
   readonly query: Linear;
   readonly dense: Linear;
@@ -110,6 +111,9 @@ export class QFormerCrossAttention {
       return { weight: weight.tensor, bias: bias!.tensor };
     };
     const numQuery = rows / batch;
+    if (this.query.bareWeight === undefined || this.dense.bareWeight === undefined) {
+      return this.#stepByStep(x, k, v, new Array<number>(batch).fill(numQuery));
+    }
     return ops
       .qformerCrossAttention(x.reshape([batch, numQuery, hiddenSize]), k, v, {
         query: weights(this.query),
@@ -120,6 +124,18 @@ export class QFormerCrossAttention {
         math: this.query.math,
       })
       .reshape([rows, hiddenSize]);
+  }
+
+  #stepByStep(x: Tensor, k: Tensor, v: Tensor, queries: readonly number[]): Tensor {
+    const [rows, hiddenSize] = x.shape as [number, number];
+    const keys = new Array<number>(queries.length).fill(k.shape[0]! / queries.length);
+    const heads = this.query.forward(x).reshape([rows, hiddenSize / this.#headDim, this.#headDim]);
+    const attended = ops.attention(heads, k, v, {
+      cuSeqlensQ: cuSeqlens(queries, x.device),
+      cuSeqlensK: cuSeqlens(keys, x.device),
+      scale: this.#headDim ** -0.5,
+    });
+    return this.norm.forward(this.dense.forward(attended.reshape([rows, hiddenSize]), { residual: x }));
   }
 }
 

@@ -8,9 +8,11 @@
 import type { CheckpointFiles } from '../io/checkpoint.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
+import { LoraContext } from '../nn/lora.js';
 import { ANY, Parameter, type Activations, type ParameterSource } from '../nn/parameter.js';
 import { dtypeSize, keep, MappedFile, ops, scope, Tensor, type Dtype } from '../tensor/index.js';
 import { chooseActivations } from './activations.js';
+import { WeightVariant, type WeightChange } from './weight-variant.js';
 
 /**
  * Where weights live and in which dtype. On the CPU 'auto' keeps matrices as stored and 'bf16' also multiplies in bf16; on a
@@ -58,6 +60,7 @@ const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
 export class Weights implements ParameterSource {
   readonly math: 'f32' | 'bf16';
   readonly activations: Activations;
+  readonly lora = new LoraContext();
   readonly #declarations = new Map<string, Declaration>();
   readonly #constants: { parameter: Parameter; values: Float32Array }[] = [];
   readonly #derived: { parameter: Parameter; compute: () => Tensor }[] = [];
@@ -106,6 +109,11 @@ export class Weights implements ParameterSource {
     this.#ignored.push(name);
   }
 
+  /** Whether the model has a parameter of this name, alone or in a stack. */
+  has(name: string): boolean {
+    return this.#declarations.has(name);
+  }
+
   /** Bytes of the loaded tensors. */
   get bytes(): number {
     return this.#tensors.reduce((sum, tensor) => sum + tensor.size * dtypeSize(tensor.dtype), 0);
@@ -142,6 +150,52 @@ export class Weights implements ParameterSource {
     } catch (error) {
       this.dispose();
       throw error;
+    }
+  }
+
+  /**
+   * The parameters that `changes` name, computed anew: each change gets the tensor as the model would keep it, unquantised, and
+   * returns one of the same shape and dtype. What is derived of parameters follows. INTERNAL for an unknown name.
+   */
+  variant(changes: ReadonlyMap<string, WeightChange>): WeightVariant {
+    const variant = new WeightVariant();
+    try {
+      for (const [name, change] of changes) this.#change(variant, name, change);
+      variant.swap();
+      for (const { parameter, compute } of this.#derived) variant.derive(parameter, compute);
+      variant.swap();
+      return variant;
+    } catch (error) {
+      variant.dispose();
+      throw error;
+    }
+  }
+
+  #change(variant: WeightVariant, name: string, change: WeightChange): void {
+    const [declaration, entry] = [this.#declarations.get(name), this.checkpoint.tensors.get(name)];
+    if (declaration === undefined || entry === undefined) throw new QFormerError('INTERNAL', `no parameter ${name}`);
+    const { parameter, kind, part } = declaration;
+    const stored = FLOAT_DTYPES[entry.dtype]!;
+    const group = this.#groupOf(declaration);
+    const wanted = group === undefined ? this.#dtypeOf(kind, stored) : 'f32';
+    const file = MappedFile.open(entry.file);
+    const changed = (): Tensor => {
+      const read = file.tensor(entry.offset, entry.shape, stored, this.options.device);
+      return change(wanted === stored ? read : read.cast(wanted));
+    };
+    try {
+      if (part !== undefined) {
+        const stack = variant.stackOf(parameter);
+        const rows = entry.shape[0]!;
+        return scope(() => stack.slice(0, part * rows, (part + 1) * rows).copyFrom(changed()));
+      }
+      if (group === undefined) return variant.add(parameter, scope(changed));
+      variant.add(
+        parameter,
+        scope(() => ops.quantize(changed(), { bits: this.#bitsOf(parameter), group })),
+      );
+    } finally {
+      file.close();
     }
   }
 
@@ -199,7 +253,7 @@ export class Weights implements ParameterSource {
   }
 
   #quantize(entry: TensorEntry, parameter: Parameter, group: number): void {
-    const bits = this.options.quantize === 'int8' || AT_LEAST_INT8.test(parameter.name) ? 8 : 4;
+    const bits = this.#bitsOf(parameter);
     const file = MappedFile.open(entry.file);
     try {
       const { q, scales } = scope(() => {
@@ -211,6 +265,10 @@ export class Weights implements ParameterSource {
     } finally {
       file.close();
     }
+  }
+
+  #bitsOf({ name }: Parameter): 4 | 8 {
+    return this.options.quantize === 'int8' || AT_LEAST_INT8.test(name) ? 8 : 4;
   }
 
   /** Columns that share a scale where the parameter is to be quantised: as many as fit, an even divisor of all. */

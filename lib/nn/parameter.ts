@@ -7,13 +7,17 @@
 
 import { QFormerError } from '../errors.js';
 import { Tensor, type ops } from '../tensor/index.js';
+import type { LoraContext } from './lora.js';
 
 /** In a declared shape: this axis is as long as the stored tensor says. */
 export const ANY = -1;
 
+/** What a parameter holds. */
+export type ParameterValue = Tensor | ops.QuantizedWeight;
+
 /** A named weight of a module; its tensor exists from loading until the owner of the weights is disposed. */
 export class Parameter {
-  #value: Tensor | ops.QuantizedWeight | undefined;
+  #value: ParameterValue | undefined;
 
   constructor(
     readonly name: string,
@@ -32,8 +36,13 @@ export class Parameter {
     return this.#value instanceof Tensor ? undefined : this.#value;
   }
 
+  /** Either of these; undefined before loading. */
+  get value(): ParameterValue | undefined {
+    return this.#value;
+  }
+
   /** Hands the parameter its value, which the caller keeps owning; `undefined` takes it away. */
-  assign(value: Tensor | ops.QuantizedWeight | undefined): void {
+  assign(value: ParameterValue | undefined): void {
     this.#value = value;
   }
 }
@@ -47,6 +56,8 @@ export interface ParameterSource {
   readonly math: ops.Math;
   /** The dtype of what modules pass each other. Where it is 16 bits wide, every matrix has it too. */
   readonly activations: Activations;
+  /** Where linear layers get adapters from, in a model that can have them. */
+  readonly lora?: LoraContext;
   /**
    * A weight that may stay in the stored dtype (f32, f16 or bf16): linear weights, embedding tables. One whose user reads
    * `Parameter.quantized` may say so.

@@ -13,6 +13,7 @@ import { ModelRunner } from '../../lib/engine/runner.js';
 import { Sequence, type SequenceImage } from '../../lib/engine/sequence.js';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import { placeImageTokens } from '../../lib/models/blip2.js';
+import { AdapterSet } from '../../lib/models/adapters.js';
 import type { VisionLanguageModel } from '../../lib/models/model.js';
 import { createModel } from '../../lib/models/registry.js';
 import { Weights } from '../../lib/models/weights.js';
@@ -24,6 +25,7 @@ export interface LoadedEngine {
   model: VisionLanguageModel;
   runner: ModelRunner;
   imageEncoder?: ImageEncoder;
+  adapters: AdapterSet;
   dispose(): void;
 }
 
@@ -63,22 +65,32 @@ export async function loadEngine(name: string, options: LoadOptions = {}): Promi
   };
   const maxContext = Math.min(limits.maxPositions, limits.numBlocks * limits.blockSize);
   const { preprocessor } = checkpoint;
+  const adapters = new AdapterSet(weights);
   const imageEncoder =
-    preprocessor && new ImageEncoder(model, preprocessor, device, options.imageCacheBytes ?? 64 * 2 ** 20);
+    preprocessor && new ImageEncoder(model, preprocessor, device, options.imageCacheBytes ?? 64 * 2 ** 20, adapters);
   const runner = new ModelRunner({
     model,
     kvPool,
     device,
     maxContext,
+    adapters,
     ...(imageEncoder && { imageEncoder }),
     ...(options.decodeGraphs !== undefined && { decodeGraphs: options.decodeGraphs }),
   });
   const dispose = (): void => {
     runner.dispose();
+    adapters.dispose();
     kvPool.dispose();
     model.dispose();
   };
-  return { engine: new Engine(runner, limits), model, runner, ...(imageEncoder && { imageEncoder }), dispose };
+  return {
+    engine: new Engine(runner, limits),
+    model,
+    runner,
+    adapters,
+    ...(imageEncoder && { imageEncoder }),
+    dispose,
+  };
 }
 
 /** An RGB image file as the engine wants it. */
@@ -99,6 +111,8 @@ export interface IdsRequest {
   instructionIds?: number[];
   params?: GenerateParams;
   eosTokenIds?: number[];
+  /** Identity of an adapter. */
+  adapter?: string;
 }
 
 export function idsSequence(id: number, model: VisionLanguageModel, request: IdsRequest): Sequence {
@@ -113,6 +127,7 @@ export function idsSequence(id: number, model: VisionLanguageModel, request: Ids
     imagePositions: placed.imageRows,
     images,
     ...(request.instructionIds && { instructionIds: request.instructionIds }),
+    ...(request.adapter !== undefined && { adapter: request.adapter }),
     params: resolveParams({ seed: 1, ...request.params }),
     eosTokenIds: request.eosTokenIds ?? [2],
     badWordIds: (request.params?.badWords ?? []) as number[][],
