@@ -179,6 +179,7 @@ std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t beg
   const QfPagedAttention args = {&p.q[begin * heads * d],
                                  cache.k.data(),
                                  cache.v.data(),
+                                 nullptr,
                                  o.data(),
                                  cu_q,
                                  cache.table.data(),
@@ -192,6 +193,8 @@ std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t beg
                                  cache.blocks,
                                  cache.block_size,
                                  static_cast<int64_t>(cache.table.size()),
+                                 0,
+                                 0,
                                  scale,
                                  QF_F32,
                                  cache.dtype};
@@ -331,6 +334,7 @@ TEST("block numbers, context lengths and slots outside the cache are refused by 
   const QfPagedAttention args = {p.q.data(),
                                  cache.k.data(),
                                  cache.v.data(),
+                                 nullptr,
                                  o,
                                  cu_q,
                                  cache.table.data(),
@@ -344,6 +348,8 @@ TEST("block numbers, context lengths and slots outside the cache are refused by 
                                  cache.blocks,
                                  8,
                                  3,
+                                 0,
+                                 0,
                                  1.0f,
                                  QF_F32,
                                  QF_F32};
