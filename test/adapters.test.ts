@@ -1,112 +1,79 @@
 // PEFT adapters against the reference: every kind alone, several in one batch, merged; and that nothing of an adapter shows where
 // it is not asked for.
 
-import { afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { liveTensors } from '../lib/tensor/index.js';
-import { finishAll, fixturePath, idsSequence, loadEngine, readImage } from './support/engine-models.js';
+import {
+  generatedGoldens,
+  LORA_NAMES,
+  loadLoras,
+  loraGoldens,
+  loraIds,
+  loraRequests,
+} from './support/adapter-requests.js';
+import { bytesOf, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
-import { expectClose, Goldens, readJson } from './support/fixtures.js';
+import { expectFirstLogits, FIRST_LOGITS } from './support/expect-logits.js';
+import { fixturePath, readJson } from './support/fixtures.js';
 
 const VICUNA = 'instructblip-vicuna-tiny';
-const NAMES = ['adapter_a_standard', 'adapter_b_rslora', 'adapter_c_patterns', 'adapter_d_vision'];
 
 interface Expected {
-  requests: { prefix: string; image: string }[];
-  adapters: Record<string, { greedy_ids: number[][] }>;
-  none: { greedy_ids?: number[][] };
   mixed_batches: Record<string, { adapters_by_row: (string | null)[]; greedy_ids: number[][] }>;
 }
 
-const expected = readJson<Expected>('lora', 'expected.json');
-const goldens = new Goldens('lora', 'expected.safetensors');
+const { mixed_batches: batches } = readJson<Expected>('lora', 'expected.json');
 /** What a finished answer is followed by in a batch of the reference. */
 const PAD = 1000;
 
 let requests: IdsRequest[];
 beforeAll(async () => {
-  requests = await Promise.all(
-    expected.requests.map(async ({ prefix, image }) => ({
-      ids: goldens.ids(`${prefix}input_ids`),
-      images: [await readImage(fixturePath(`lora/${image}`))],
-      instructionIds: goldens.ids(`${prefix}qformer_input_ids`),
-      params: { maxNewTokens: 24, logprobs: 3 },
-    })),
-  );
+  requests = await loraRequests();
 });
 
-let before: number;
-afterEach(() => expect(liveTensors()).toBe(before ?? 0));
+const withVicuna = (options: LoadOptions, use: (loaded: LoadedEngine) => void | Promise<void>): Promise<void> =>
+  withEngine(VICUNA, options, use);
 
-async function withEngine(options: LoadOptions, use: (loaded: LoadedEngine) => void | Promise<void>): Promise<void> {
-  before = liveTensors();
-  const loaded = await loadEngine(VICUNA, options);
-  try {
-    await use(loaded);
-    expect(loaded.engine.blocks.inUse).toBe(0);
-  } finally {
-    loaded.dispose();
-  }
-}
+/** The results, in bytes, of requests that run together. */
+const run = (loaded: LoadedEngine, items: IdsRequest[]): string[] => runTogether(loaded, items).map(bytesOf);
 
-const loadAll = ({ adapters }: LoadedEngine): void => {
-  for (const name of NAMES) adapters.load(name, fixturePath(`lora/${name}`));
-};
+/** The reference's requests in turn, with these adapters. */
+const requestsWith = (names: (string | undefined)[]): IdsRequest[] =>
+  names.map((adapter, i) => ({ ...requests[i % 3]!, adapter }));
 
-/** Runs requests together, each with its adapter. */
-function run({ engine, model, adapters }: LoadedEngine, items: [IdsRequest, string | undefined][]) {
-  items.forEach(([request, name], id) => {
-    const adapter = adapters.identityFor(name);
-    engine.add(idsSequence(id, model, { ...request, ...(adapter !== undefined && { adapter }) }));
-  });
-  const results = finishAll(engine);
-  return items.map((_, id) => {
-    const { tokenIds, logprobs } = results.get(id)!;
-    return { tokenIds, bytes: JSON.stringify(logprobs) };
+/** Each request of the reference by itself, greedily. */
+function expectReferenceIds(loaded: LoadedEngine, name: string, adapter: string | undefined): void {
+  requests.forEach((request, i) => {
+    expect(runTogether(loaded, [{ ...request, adapter }])[0]!.tokenIds).toEqual(loraIds(name, i));
   });
 }
-
-const referenceIds = (name: string | undefined, request: number): number[] =>
-  goldens.ids(`${name ?? 'none'}.r${request}.greedy_ids`);
 
 describe('an adapter by request', () => {
-  it.each(NAMES)('%s gives the reference ids', (name) =>
-    withEngine({}, (loaded) => {
-      loadAll(loaded);
+  it.each(LORA_NAMES)('%s gives the reference ids', (name) =>
+    withVicuna({}, (loaded) => {
+      loadLoras(loaded);
+      expectReferenceIds(loaded, name, name);
+    }),
+  );
+
+  it.each(LORA_NAMES)('%s gives the reference logits', (name) =>
+    withVicuna({}, (loaded) => {
+      loadLoras(loaded);
       requests.forEach((request, i) => {
-        expect(run(loaded, [[request, name]])[0]!.tokenIds).toEqual(referenceIds(name, i));
+        const [result] = runTogether(loaded, [{ ...request, adapter: name, params: FIRST_LOGITS }]);
+        expectFirstLogits(result!, loraGoldens.floats(`${name}.r${i}.first_step_logits`));
       });
     }),
   );
 
-  it.each(NAMES)('%s gives the reference logits', (name) =>
-    withEngine({}, (loaded) => {
-      loadAll(loaded);
-      const params = { maxNewTokens: 1, logprobs: 20 };
-      const { engine, model, adapters } = loaded;
-      requests.forEach((request, i) => {
-        engine.add(idsSequence(i, model, { ...request, params, adapter: adapters.identityFor(name)! }));
-        const { top } = finishAll(engine).get(i)!.logprobs![0]!;
-        const logits = goldens.floats(`${name}.r${i}.first_step_logits`);
-        const largest = logits.reduce((a, b) => Math.max(a, b));
-        const total = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - largest), 0)) + largest;
-        expectClose(
-          top!.map(({ logprob }) => logprob),
-          top!.map(({ tokenId }) => logits[tokenId]! - total),
-          { atol: 1e-3 },
-        );
+  it.each(Object.keys(batches))('batch %s of several adapters gives the reference ids', (name) =>
+    withVicuna({}, (loaded) => {
+      loadLoras(loaded);
+      const { adapters_by_row, greedy_ids } = batches[name]!;
+      const items = requests.map((request, i) => ({ ...request, adapter: adapters_by_row[i] ?? undefined }));
+      runTogether(loaded, items).forEach(({ tokenIds }, i) => {
+        expect(tokenIds).toEqual(greedy_ids[i]!.filter((id) => id !== PAD));
       });
-    }),
-  );
-
-  it.each(Object.keys(expected.mixed_batches))('batch %s of several adapters gives the reference ids', (name) =>
-    withEngine({}, (loaded) => {
-      loadAll(loaded);
-      const { adapters_by_row, greedy_ids } = expected.mixed_batches[name]!;
-      const results = run(
-        loaded,
-        requests.map((request, i) => [request, adapters_by_row[i] ?? undefined]),
-      );
-      results.forEach(({ tokenIds }, i) => expect(tokenIds).toEqual(greedy_ids[i]!.filter((id) => id !== PAD)));
     }),
   );
 
@@ -115,66 +82,50 @@ describe('an adapter by request', () => {
     ['in chunks of 9 tokens, preempted all the time', { maxStepTokens: 9, kvCacheTokens: 64 }],
     ['without caches', { prefixCache: false, imageCacheBytes: 0 }],
   ])('gives eight different requests the bytes they have alone, %s', (_, options) =>
-    withEngine({}, async (alone) => {
-      loadAll(alone);
-      const items = [undefined, ...NAMES, undefined, ...NAMES.slice(0, 2)].map(
-        (name, i): [IdsRequest, string | undefined] => [requests[i % 3]!, name],
-      );
+    withVicuna({}, async (alone) => {
+      loadLoras(alone);
+      const items = requestsWith([undefined, ...LORA_NAMES, undefined, ...LORA_NAMES.slice(0, 2)]);
       const lonely = items.map((item) => run(alone, [item])[0]!);
-      const together = await loadEngine(VICUNA, options);
-      try {
-        loadAll(together);
+      await withVicuna(options, (together) => {
+        loadLoras(together);
         expect(run(together, items)).toEqual(lonely);
-        expect(run(together, [...items].reverse())).toEqual([...lonely].reverse());
-      } finally {
-        together.dispose();
-      }
+        expect(run(together, items.toReversed())).toEqual(lonely.toReversed());
+      });
     }),
   );
 
   it('leaves requests without adapter the bytes of a model that has none', () =>
-    withEngine({}, async (bare) => {
-      const expectedBytes = run(
-        bare,
-        requests.map((request) => [request, undefined]),
+    withVicuna({}, (loaded) => {
+      const bare = run(loaded, requests);
+      loadLoras(loaded);
+      expect(run(loaded, requests)).toEqual(bare);
+      const mixed = requests.flatMap((request) =>
+        [...LORA_NAMES, undefined].map((adapter): IdsRequest => ({ ...request, adapter })),
       );
-      loadAll(bare);
-      expect(
-        run(
-          bare,
-          requests.map((request) => [request, undefined]),
-        ),
-      ).toEqual(expectedBytes);
-      const mixed = requests.flatMap((request): [IdsRequest, string | undefined][] => [
-        ...NAMES.map((name): [IdsRequest, string] => [request, name]),
-        [request, undefined],
-      ]);
-      const besideOthers = run(bare, mixed);
-      expect(besideOthers.filter((__, i) => i % 5 === 4)).toEqual(expectedBytes);
-      requests.forEach((__, i) => expect(expectedBytes[i]!.tokenIds).toEqual(referenceIds(undefined, i)));
+      expect(run(loaded, mixed).filter((__, i) => i % 5 === 4)).toEqual(bare);
+      requests.forEach((request, i) => {
+        expect(runTogether(loaded, [request])[0]!.tokenIds).toEqual(loraIds(undefined, i));
+      });
     }));
 
   it('does not depend on which other adapters are loaded', () =>
-    withEngine({}, (loaded) => {
-      const [first, second] = NAMES as [string, string];
-      loaded.adapters.load(first, fixturePath(`lora/${first}`));
-      const only = run(loaded, [[requests[0]!, first]]);
-      loadAllBut(loaded, first);
-      expect(run(loaded, [[requests[0]!, first]])).toEqual(only);
+    withVicuna({}, (loaded) => {
+      const [first, second, ...rest] = LORA_NAMES as [string, string, ...string[]];
+      const request = { ...requests[0]!, adapter: first };
+      loadLoras(loaded, [first]);
+      const only = run(loaded, [request]);
+      loadLoras(loaded, [second, ...rest]);
+      expect(run(loaded, [request])).toEqual(only);
       loaded.adapters.unload(second);
-      expect(run(loaded, [[requests[0]!, first]])).toEqual(only);
+      expect(run(loaded, [request])).toEqual(only);
     }));
 });
 
-function loadAllBut({ adapters }: LoadedEngine, but: string): void {
-  for (const name of NAMES) if (name !== but) adapters.load(name, fixturePath(`lora/${name}`));
-}
-
 describe('quantised weights with adapters', () => {
   it('give a request the same bytes alone and beside others', () =>
-    withEngine({ quantize: 'int8' }, (loaded) => {
-      loadAll(loaded);
-      const items = [undefined, ...NAMES].map((name, i): [IdsRequest, string | undefined] => [requests[i % 3]!, name]);
+    withVicuna({ quantize: 'int8' }, (loaded) => {
+      loadLoras(loaded);
+      const items = requestsWith([undefined, ...LORA_NAMES]);
       const alone = items.map((item) => run(loaded, [item])[0]!);
       expect(run(loaded, items)).toEqual(alone);
     }));
@@ -183,51 +134,35 @@ describe('quantised weights with adapters', () => {
 describe('adapters that change weights', () => {
   const KINDS = ['dora', 'saved', 'qformer', 'tables', 'bias'];
   const folder = (kind: string): string => fixturePath(`generated/adapters/${kind}`);
-  const reference = new Goldens('generated', 'adapters', 'expected.safetensors');
-
-  /** The best tokens' log-probabilities against the reference's logits. */
-  function expectLogits({ engine, model, adapters }: LoadedEngine, kind: string, name: string | undefined): void {
-    requests.slice(0, 2).forEach((request, i) => {
-      const params = { maxNewTokens: 1, logprobs: 20 };
-      const adapter = adapters.identityFor(name);
-      engine.add(idsSequence(i, model, { ...request, params, ...(adapter !== undefined && { adapter }) }));
-      const { top } = finishAll(engine).get(i)!.logprobs![0]!;
-      const logits = reference.floats(`${kind}.r${i}.first_step_logits`);
-      const largest = logits.reduce((a, b) => Math.max(a, b));
-      const total = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - largest), 0)) + largest;
-      const [actual, wanted] = [
-        top!.map(({ logprob }) => logprob),
-        top!.map(({ tokenId }) => logits[tokenId]! - total),
-      ];
-      expectClose(actual, wanted, { atol: 1e-3 }, `${kind} r${i}`);
-    });
-  }
 
   it.each(KINDS)('%s gives the reference logits, by request and merged', (kind) =>
-    withEngine({ dtype: 'f32' }, (loaded) => {
+    withVicuna({ dtype: 'f32' }, (loaded) => {
+      const check = (adapter: string | undefined): void =>
+        requests.slice(0, 2).forEach((request, i) => {
+          const [result] = runTogether(loaded, [{ ...request, adapter, params: FIRST_LOGITS }]);
+          expectFirstLogits(result!, generatedGoldens.floats(`${kind}.r${i}.first_step_logits`));
+        });
       loaded.adapters.load(kind, folder(kind));
-      expectLogits(loaded, kind, kind);
+      check(kind);
       loaded.adapters.merge(kind);
-      expectLogits(loaded, kind, undefined);
+      check(undefined);
     }),
   );
 
   it('share a batch with others, each request with the bytes it has alone', () =>
-    withEngine({}, (loaded) => {
+    withVicuna({}, (loaded) => {
       const { adapters } = loaded;
-      const bare = run(loaded, [[requests[0]!, undefined]]);
+      const bare = run(loaded, requestsWith([undefined]));
       for (const kind of KINDS) adapters.load(kind, folder(kind));
-      loadAll(loaded);
-      const items = [...KINDS, undefined, ...NAMES].map((name, i): [IdsRequest, string | undefined] => {
-        return [requests[i % 3]!, name];
-      });
+      loadLoras(loaded);
+      const items = requestsWith([...KINDS, undefined, ...LORA_NAMES]);
       const alone = items.map((item) => run(loaded, [item])[0]!);
       expect(run(loaded, items)).toEqual(alone);
-      expect(run(loaded, [[requests[0]!, undefined]])).toEqual(bare);
+      expect(run(loaded, requestsWith([undefined]))).toEqual(bare);
     }));
 
   it('leave nothing behind', () =>
-    withEngine({}, ({ adapters }) => {
+    withVicuna({}, ({ adapters }) => {
       const live = liveTensors();
       for (let i = 0; i < 3; i++) {
         for (const kind of KINDS) {
@@ -241,41 +176,28 @@ describe('adapters that change weights', () => {
 });
 
 describe('merging', () => {
-  it.each(NAMES)('%s gives the reference ids to every request, and unmerging the bare bytes back', (name) =>
-    withEngine({}, (loaded) => {
+  it.each(LORA_NAMES)('%s changes every request, and unmerging gives the bare bytes back', (name) =>
+    withVicuna({}, (loaded) => {
       const { adapters } = loaded;
-      const bare = run(
-        loaded,
-        requests.map((request) => [request, undefined]),
-      );
-      loadAll(loaded);
+      const bare = run(loaded, requests);
+      loadLoras(loaded);
       expect(adapters.merge(name).merged).toBe(true);
       // the weights are f16, and so are merged ones: the reference's ids are those of an f32 model, below
-      const merged = run(loaded, [
-        [requests[0]!, undefined],
-        [requests[0]!, name],
-      ]);
-      expect(merged[0]).toEqual(merged[1]);
-      expect(merged[0]!.bytes).not.toEqual(bare[0]!.bytes);
-      expect(() => adapters.identityFor(NAMES.find((other) => other !== name))).toThrow(/is merged/);
+      const [merged, named] = run(loaded, [requests[0]!, { ...requests[0]!, adapter: name }]);
+      expect(merged).toEqual(named);
+      expect(merged).not.toEqual(bare[0]);
+      expect(() => adapters.identityFor(LORA_NAMES.find((other) => other !== name))).toThrow(/is merged/);
       adapters.unmerge(name);
-      expect(
-        run(
-          loaded,
-          requests.map((request) => [request, undefined]),
-        ),
-      ).toEqual(bare);
+      expect(run(loaded, requests)).toEqual(bare);
     }),
   );
 
   it('of an f32 model gives the reference ids', () =>
-    withEngine({ dtype: 'f32' }, (loaded) => {
-      loadAll(loaded);
-      for (const name of NAMES) {
+    withVicuna({ dtype: 'f32' }, (loaded) => {
+      loadLoras(loaded);
+      for (const name of LORA_NAMES) {
         loaded.adapters.merge(name);
-        requests.forEach((request, i) => {
-          expect(run(loaded, [[request, undefined]])[0]!.tokenIds).toEqual(referenceIds(name, i));
-        });
+        expectReferenceIds(loaded, name, undefined);
         loaded.adapters.unmerge(name);
       }
     }));
@@ -283,30 +205,31 @@ describe('merging', () => {
 
 describe('loading and unloading', () => {
   it('leaves nothing behind', () =>
-    withEngine({}, (loaded) => {
+    withVicuna({}, (loaded) => {
       const live = liveTensors();
       for (let i = 0; i < 20; i++) {
-        loadAll(loaded);
-        loaded.adapters.merge(NAMES[i % 4]!);
-        loaded.adapters.unmerge(NAMES[i % 4]!);
-        for (const name of NAMES) loaded.adapters.unload(name);
+        loadLoras(loaded);
+        loaded.adapters.merge(LORA_NAMES[i % 4]!);
+        loaded.adapters.unmerge(LORA_NAMES[i % 4]!);
+        for (const name of LORA_NAMES) loaded.adapters.unload(name);
       }
       expect(liveTensors()).toBe(live);
       expect(loaded.adapters.list()).toEqual([]);
     }));
 
   it('never finds what a former adapter of the name has left in a cache', () =>
-    withEngine({}, (loaded) => {
+    withVicuna({}, (loaded) => {
       const { adapters } = loaded;
       for (const folder of ['adapter_d_vision', 'adapter_a_standard', 'adapter_d_vision']) {
         adapters.load('same', fixturePath(`lora/${folder}`));
-        expect(run(loaded, [[requests[0]!, 'same']])[0]!.tokenIds).toEqual(referenceIds(folder, 0));
+        const [result] = runTogether(loaded, [{ ...requests[0]!, adapter: 'same' }]);
+        expect(result!.tokenIds).toEqual(loraIds(folder, 0));
         adapters.unload('same');
       }
     }));
 
   it('tells of what is loaded', () =>
-    withEngine({}, ({ adapters }) => {
+    withVicuna({}, ({ adapters }) => {
       adapters.load('c', fixturePath('lora/adapter_c_patterns'));
       const info = adapters.load('d', fixturePath('lora/adapter_d_vision'));
       expect(info).toMatchObject({ name: 'd', modules: 9, rank: 4, parts: ['vision'], merged: false });
@@ -317,7 +240,7 @@ describe('loading and unloading', () => {
     }));
 
   it('refuses a name that is taken, an unknown one, and another adapter while one is merged', () =>
-    withEngine({}, ({ adapters }) => {
+    withVicuna({}, ({ adapters }) => {
       const invalid = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
       adapters.load('a', fixturePath('lora/adapter_a_standard'));
       expect(() => adapters.load('a', fixturePath('lora/adapter_a_standard'))).toThrow(invalid);

@@ -2,9 +2,8 @@
 // request's bytes depend on the request alone: not on the others in the batch, on chunks, nor on recorded graphs.
 
 import { describe, expect, it } from 'vitest';
-import { liveTensors } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
-import { finishAll, fixturePath, idsGroup, loadEngine, readImage } from './support/engine-models.js';
+import { bytesOf, fixturePath, readImage, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import { Goldens } from './support/fixtures.js';
 
@@ -20,26 +19,11 @@ const runs = testDevices.flatMap((device) =>
 describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
   const tokens = isEmulated(device) ? 5 : 12;
 
-  async function withEngine(name: string, options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
-    const before = liveTensors();
-    const loaded = await loadEngine(name, { device, dtype, kvCacheTokens: 512, ...options });
-    try {
-      use(loaded);
-      expect(loaded.engine.blocks.inUse).toBe(0);
-    } finally {
-      loaded.dispose();
-    }
-    expect(liveTensors()).toBe(before);
-  }
+  const onDevice = (name: string, options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> =>
+    withEngine(name, { device, dtype, kvCacheTokens: 512, ...options }, use);
 
-  const run = ({ engine, model }: LoadedEngine, requests: readonly IdsRequest[]): string[] => {
-    requests.forEach((request, id) => engine.add(idsGroup(id, model, request)));
-    const results = finishAll(engine);
-    return requests.map((_, id) => {
-      const { tokenIds, logprobs, beams } = results.get(id)!;
-      return JSON.stringify({ tokenIds, logprobs, beams });
-    });
-  };
+  const run = (loaded: LoadedEngine, requests: readonly IdsRequest[]): string[] =>
+    runTogether(loaded, requests).map(bytesOf);
 
   async function vicunaRequests(): Promise<IdsRequest[]> {
     const goldens = new Goldens(VICUNA, 'expected.safetensors');
@@ -73,7 +57,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
     async () => {
       const [request] = await vicunaRequests();
       const expected = new Goldens(VICUNA, 'expected.safetensors').ids('c0.greedy_ids').slice(0, tokens);
-      await withEngine(VICUNA, {}, (loaded) => {
+      await onDevice(VICUNA, {}, (loaded) => {
         const [result] = run(loaded, [request!]);
         expect((JSON.parse(result!) as { tokenIds: number[] }).tokenIds).toEqual(expected);
       });
@@ -83,7 +67,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
 
   it('answers questions about images together as one by one', async () => {
     const requests = await vicunaRequests();
-    await withEngine(VICUNA, {}, (loaded) => {
+    await onDevice(VICUNA, {}, (loaded) => {
       const alone = requests.map((request) => run(loaded, [request])[0]);
       expect(run(loaded, requests)).toEqual(alone);
     });
@@ -97,13 +81,13 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
       params: { maxNewTokens: tokens + i, logprobs: 2 },
     }));
     let alone: (string | undefined)[] = [];
-    await withEngine(T5, {}, (loaded) => {
+    await onDevice(T5, {}, (loaded) => {
       alone = requests.map((request) => run(loaded, [request])[0]);
       const { tokenIds } = JSON.parse(alone[0]!) as { tokenIds: number[] };
       if (dtype === 'f32') expect(tokenIds).toEqual(goldens.ids('greedy_ids').slice(0, tokens));
       expect(run(loaded, requests), 'together').toEqual(alone);
     });
-    await withEngine(T5, { decodeGraphs: false, prefixCache: false }, (loaded) => {
+    await onDevice(T5, { decodeGraphs: false, prefixCache: false }, (loaded) => {
       expect(run(loaded, requests), 'without graphs').toEqual(alone);
     });
   }, 120_000);
@@ -111,14 +95,14 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
   it('continues texts alone, together, in chunks and without recorded graphs with the same bytes', async () => {
     const requests = llamaRequests();
     let alone: (string | undefined)[] = [];
-    await withEngine(LLAMA, {}, (loaded) => {
+    await onDevice(LLAMA, {}, (loaded) => {
       alone = requests.map((request) => run(loaded, [request])[0]);
       expect(run(loaded, requests), 'together').toEqual(alone);
     });
-    await withEngine(LLAMA, { maxStepTokens: 9, prefixCache: false }, (loaded) => {
+    await onDevice(LLAMA, { maxStepTokens: 9, prefixCache: false }, (loaded) => {
       expect(run(loaded, requests), 'in chunks').toEqual(alone);
     });
-    await withEngine(LLAMA, { decodeGraphs: false }, (loaded) => {
+    await onDevice(LLAMA, { decodeGraphs: false }, (loaded) => {
       expect(run(loaded, requests), 'without graphs').toEqual(alone);
     });
   }, 120_000);

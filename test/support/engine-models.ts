@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import sharp from 'sharp';
+import { expect } from 'vitest';
 import { BeamSearch } from '../../lib/engine/beam-search.js';
 import { Engine, type EngineEvent, type EngineLimits } from '../../lib/engine/engine.js';
 import type { SequenceGroup } from '../../lib/engine/group.js';
@@ -17,6 +18,7 @@ import { AdapterSet } from '../../lib/models/adapters.js';
 import type { VisionLanguageModel } from '../../lib/models/model.js';
 import { createModel } from '../../lib/models/registry.js';
 import { Weights } from '../../lib/models/weights.js';
+import { liveTensors } from '../../lib/tensor/index.js';
 
 export const fixturePath = (name: string): string => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
@@ -93,6 +95,23 @@ export async function loadEngine(name: string, options: LoadOptions = {}): Promi
   };
 }
 
+/** Runs `use` with a loaded model, which leaves neither blocks of the pool nor tensors behind. */
+export async function withEngine(
+  name: string,
+  options: LoadOptions,
+  use: (loaded: LoadedEngine) => void | Promise<void>,
+): Promise<void> {
+  const before = liveTensors();
+  const loaded = await loadEngine(name, options);
+  try {
+    await use(loaded);
+    expect(loaded.engine.blocks.inUse).toBe(0);
+  } finally {
+    loaded.dispose();
+  }
+  expect(liveTensors()).toBe(before);
+}
+
 /** An RGB image file as the engine wants it. */
 export async function readImage(path: string): Promise<SequenceImage> {
   const { data, info } = await sharp(path)
@@ -111,8 +130,8 @@ export interface IdsRequest {
   instructionIds?: number[];
   params?: GenerateParams;
   eosTokenIds?: number[];
-  /** Identity of an adapter. */
-  adapter?: string;
+  /** Name of a loaded adapter, for `runTogether`; to `idsSequence` and `idsGroup` its identity. */
+  adapter?: string | undefined;
 }
 
 export function idsSequence(id: number, model: VisionLanguageModel, request: IdsRequest): Sequence {
@@ -154,4 +173,27 @@ export function finishAll(engine: Engine, onStep?: (events: EngineEvent[]) => vo
     }
   }
   return results;
+}
+
+/** Runs requests at the same time, or each one step after the one before; the results in their order. */
+export function runTogether(
+  { engine, model, adapters }: LoadedEngine,
+  requests: readonly IdsRequest[],
+  { staggered = false } = {},
+): EngineResult[] {
+  let next = 0;
+  const addNext = (): void => {
+    const request = requests[next];
+    if (request === undefined) return;
+    engine.add(idsGroup(next++, model, { ...request, adapter: adapters.identityFor(request.adapter) }));
+  };
+  do addNext();
+  while (!staggered && next < requests.length);
+  const results = finishAll(engine, addNext);
+  return requests.map((_, id) => results.get(id)!);
+}
+
+/** What of a result depends on the request alone, to compare byte by byte. */
+export function bytesOf({ tokenIds, finishReason, logprobs, beams }: EngineResult): string {
+  return JSON.stringify({ tokenIds, finishReason, logprobs, beams });
 }

@@ -1,0 +1,185 @@
+// Everything at once, on every fixture model that generates: other images and prompts, greedy answers, five beams under both length
+// penalties, rules, other ends, samples and adapters. Each request must give what the reference gives for it, and where the
+// reference has nothing what it gives alone, whatever else is in the batch.
+
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { EngineResult } from '../lib/engine/protocol.js';
+import {
+  loadLoras,
+  loadT5Adapters,
+  loraIds,
+  loraRequests,
+  T5_ADAPTERS,
+  t5Requests,
+  writeMadeAdapter,
+} from './support/adapter-requests.js';
+import { bytesOf, fixturePath, runTogether, withEngine } from './support/engine-models.js';
+import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
+import {
+  expectBeams,
+  plainRequests,
+  REFERENCE_MODELS,
+  ruledRequests,
+  withBeams,
+} from './support/reference-requests.js';
+
+/** A request, and what the reference says about its result if it says anything. */
+interface Mixed {
+  name: string;
+  request: IdsRequest;
+  check?: (result: EngineResult) => void;
+}
+
+/** Two adapters of a model: the reference's where it has some. */
+interface Adapters {
+  names: [string, string];
+  load: (loaded: LoadedEngine) => void;
+  known: Mixed[];
+}
+
+const made = mkdtempSync(join(tmpdir(), 'qformer-everything-'));
+afterAll(() => rmSync(made, { recursive: true, force: true }));
+
+const hasIds = (name: string, request: IdsRequest, ids: number[]): Mixed => ({
+  name,
+  request,
+  check: ({ tokenIds }) => expect(tokenIds, name).toEqual(ids),
+});
+
+async function adaptersOf(name: string, folders: LoadOptions): Promise<Adapters> {
+  if (name === 'instructblip-vicuna-tiny') {
+    const names: [string, string] = ['adapter_a_standard', 'adapter_d_vision'];
+    const requests = await loraRequests();
+    const known = [...names, undefined].flatMap((adapter) =>
+      requests.map((request, i) => hasIds(`${adapter} r${i}`, { ...request, adapter }, loraIds(adapter, i))),
+    );
+    return { names, load: (loaded) => loadLoras(loaded, names), known };
+  }
+  if (name === 'instructblip-flant5-tiny') {
+    const references = [...(await t5Requests(1)), ...(await t5Requests(3))];
+    const known = references.map(({ request, ids, logits }) => hasIds(logits, request, ids));
+    return { names: T5_ADAPTERS as [string, string], load: loadT5Adapters, known };
+  }
+  const names: [string, string] = ['first', 'second'];
+  const dirs = names.map((adapter, seed) => {
+    const { dir = fixturePath(name), languageModel } = folders;
+    return writeMadeAdapter(join(made, name, adapter), dir, languageModel, seed + 1);
+  });
+  return { names, load: ({ adapters }) => names.forEach((each, i) => adapters.load(each, dirs[i]!)), known: [] };
+}
+
+/** All requests of a model, those with an answer of the reference first. */
+async function mixedRequests(name: string, adapters: Adapters): Promise<Mixed[]> {
+  const plain = await plainRequests(name);
+  const beams = plain.flatMap(({ name: of, request, beams: { lp1, lpm1 } }): Mixed[] => [
+    { name: `${of} beams 1`, request: withBeams(request, 1), check: (r) => expectBeams(r, lp1, of) },
+    { name: `${of} beams −1`, request: withBeams(request, -1), check: (r) => expectBeams(r, lpm1, of) },
+  ]);
+  const greedy = [...plain, ...(await ruledRequests(name))].map((each) => hasIds(each.name, each.request, each.ids));
+  const others = [undefined, ...adapters.names].flatMap((adapter, a): Mixed[] => {
+    const [first, second] = [plain[a]!, plain.at(-1 - a)!];
+    const sampling = { maxNewTokens: 11 + a, temperature: 0.7 + 0.2 * a, topK: 40 * a, topP: 0.95, seed: 5 + a };
+    const sampled: Mixed = {
+      name: `${adapter} sampled`,
+      request: { ...first.request, adapter, params: { ...sampling, logprobs: 2 } },
+    };
+    if (adapter === undefined) return [sampled];
+    const params = { maxNewTokens: 13, logprobs: 2 };
+    return [
+      sampled,
+      { name: `${adapter} greedy`, request: { ...second.request, adapter, params } },
+      { name: `${adapter} beams`, request: { ...withBeams(second.request, a - 1.5), adapter } },
+    ];
+  });
+  return [...interleaved(greedy, beams, adapters.known), ...others];
+}
+
+/** One of each kind in turn, so that neighbours in a batch differ. */
+function interleaved(...kinds: Mixed[][]): Mixed[] {
+  const longest = Math.max(...kinds.map(({ length }) => length));
+  return Array.from({ length: longest }, (_, i) => kinds.flatMap((kind) => kind.slice(i, i + 1))).flat();
+}
+
+describe.each(REFERENCE_MODELS)('$name', ({ name, folders = {} }) => {
+  let adapters: Adapters;
+  let mixed: Mixed[];
+  let alone: string[];
+
+  const withAdapters = (options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> =>
+    withEngine(name, { ...folders, ...options }, (loaded) => {
+      adapters.load(loaded);
+      use(loaded);
+    });
+  const requests = (): IdsRequest[] => mixed.map(({ request }) => request);
+
+  function expectAll(results: EngineResult[]): void {
+    mixed.forEach(({ name: of, check }, i) => {
+      check?.(results[i]!);
+      expect(bytesOf(results[i]!), of).toBe(alone[i]);
+    });
+  }
+
+  beforeAll(async () => {
+    adapters = await adaptersOf(name, folders);
+    mixed = await mixedRequests(name, adapters);
+    await withAdapters({}, (loaded) => {
+      alone = requests().map((request) => bytesOf(runTogether(loaded, [request])[0]!));
+    });
+  });
+
+  it('has requests of every kind that differ', () => {
+    expect(mixed.filter(({ check }) => check !== undefined).length).toBeGreaterThanOrEqual(8);
+    expect(new Set(alone).size).toBeGreaterThanOrEqual(8);
+    const kinds = new Set(
+      mixed.map(({ request: { adapter, params } }) => {
+        const { numBeams = 1, temperature, lengthPenalty } = params!;
+        return JSON.stringify([adapter, numBeams, temperature !== undefined, Math.sign(lengthPenalty ?? 0)]);
+      }),
+    );
+    expect(kinds.size).toBeGreaterThanOrEqual(9);
+    if (name !== 'llama-gqa-tiny') {
+      expect(new Set(requests().map(({ images }) => images![0]!.digest)).size).toBeGreaterThanOrEqual(2);
+    }
+  });
+
+  it('answers otherwise with an adapter', async () => {
+    const [request] = requests();
+    await withAdapters({}, (loaded) => {
+      const all = [undefined, ...adapters.names].map((adapter) => ({ ...request!, adapter }));
+      expect(new Set(runTogether(loaded, all).map(bytesOf)).size).toBe(3);
+    });
+  });
+
+  it.each<[string, LoadOptions]>([
+    ['in batches of eight', { maxBatchSize: 8 }],
+    ['in one batch', { maxBatchSize: 200, kvCacheTokens: 16384 }],
+    ['in chunks of 9 tokens', { maxBatchSize: 30, maxStepTokens: 9 }],
+    ['without recorded graphs and caches', { decodeGraphs: false, prefixCache: false, imageCacheBytes: 0 }],
+  ])('gives the answers of the reference, and each request the bytes it has alone, %s', async (_, options) => {
+    await withAdapters(options, (loaded) => expectAll(runTogether(loaded, requests())));
+  });
+
+  it('gives the same in a pool so small that requests are preempted', async () => {
+    const imageTokens = name === 'ziya-visual-tiny' ? 64 : 0; // not among its ids
+    const blocks = requests().map(({ ids, params }) => {
+      const [shared, all] = [ids.length + imageTokens, ids.length + imageTokens + params!.maxNewTokens!];
+      const { numBeams = 1 } = params!;
+      return Math.floor(shared / 16) + numBeams * (Math.ceil(all / 16) - Math.floor(shared / 16));
+    });
+    // Room for the largest request and one block more.
+    const kvCacheTokens = 16 * (Math.max(...blocks) + 1);
+    await withAdapters({ maxBatchSize: 30, kvCacheTokens, prefixCache: false }, (loaded) => {
+      expectAll(runTogether(loaded, requests()));
+      expect(loaded.engine.stats.preemptions).toBeGreaterThan(0);
+    });
+  });
+
+  it('gives the same when requests arrive while others run', async () => {
+    await withAdapters({ maxBatchSize: 20 }, (loaded) => {
+      expectAll(runTogether(loaded, requests(), { staggered: true }));
+    });
+  });
+});
