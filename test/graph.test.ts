@@ -2,14 +2,20 @@
 
 import { describe, expect, it } from 'vitest';
 import { Tensor, keep, ops, record, scope } from '../lib/tensor/index.js';
+import { expectDevices, settled, testDevices } from './support/devices.js';
 import { expectNoLeaks } from './support/fixtures.js';
 
-describe('a recorded graph', () => {
+expectDevices();
+
+describe.each(testDevices)('a recorded graph on %s', (device) => {
   expectNoLeaks();
 
+  const f32 = (values: number[], shape = [values.length]): Tensor => Tensor.fromArray(values, shape, { device });
+  const i32 = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
+
   it('computes what the function computes, for new inputs at every replay', () => {
-    const x = Tensor.fromArray([1, 2, 3], [1, 3]);
-    const w = Tensor.fromArray([1, 0, 0, 0, 1, 0, 1, 1, 1], [3, 3]);
+    const x = f32([1, 2, 3], [1, 3]);
+    const w = f32([1, 0, 0, 0, 1, 0, 1, 1, 1], [3, 3]);
     const step = (): Tensor => scope(() => ops.add(ops.softmax(ops.linear(ops.affine(x, 2), w)), x));
     const graph = record(step);
     expect(graph.size).toBe(4);
@@ -30,10 +36,10 @@ describe('a recorded graph', () => {
   });
 
   it('keeps the tensors it reads alive', () => {
-    const x = Tensor.fromArray([1, 2], [2]);
+    const x = f32([1, 2]);
     const graph = record(() => ops.affine(x, 10));
     x.dispose();
-    using other = Tensor.fromArray([7, 7], [2]); // would take the freed memory
+    using other = f32([7, 7]); // would take the freed memory
     graph.replay();
     expect([...graph.outputs.toArray()]).toEqual([10, 20]);
     expect([...other.toArray()]).toEqual([7, 7]);
@@ -41,7 +47,7 @@ describe('a recorded graph', () => {
   });
 
   it('reuses memory inside but never shares it with tensors outside', () => {
-    using x = Tensor.fromArray([1, 2, 3, 4], [4]);
+    using x = f32([1, 2, 3, 4]);
     const graph = record(() =>
       scope(() => {
         let y = ops.affine(x, 1, 1);
@@ -49,7 +55,7 @@ describe('a recorded graph', () => {
         return y;
       }),
     );
-    using bystander = Tensor.fromArray([9, 9, 9, 9], [4]);
+    using bystander = f32([9, 9, 9, 9]);
     graph.replay();
     expect([...graph.outputs.toArray()]).toEqual([52, 53, 54, 55]);
     expect([...bystander.toArray()]).toEqual([9, 9, 9, 9]);
@@ -57,8 +63,8 @@ describe('a recorded graph', () => {
   });
 
   it('updates kept tensors in place', () => {
-    const total = Tensor.zeros([2]);
-    const ids = Tensor.fromArray([0], [1], { dtype: 'i32' });
+    const total = Tensor.zeros([2], { device });
+    const ids = i32([0]);
     const table = total.reshape([2, 1]);
     const graph = record(() => scope(() => ops.scatterRows(table, ids, ops.affine(ops.gatherRows(table, ids), 1, 5))));
     graph.replay();
@@ -69,10 +75,10 @@ describe('a recorded graph', () => {
   });
 
   it('refuses host transfers, zeros and a second recording, and recovers', () => {
-    using x = Tensor.fromArray([1], [1]);
+    using x = f32([1]);
     const refused = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
-    expect(() => record(() => Tensor.fromArray([1], [1]))).toThrow(refused);
-    expect(() => record(() => Tensor.zeros([1]))).toThrow(refused);
+    expect(() => record(() => f32([1]))).toThrow(refused);
+    expect(() => record(() => Tensor.zeros([1], { device }))).toThrow(refused);
     expect(() => record(() => x.toArray())).toThrow(refused);
     expect(() => record(() => x.write([2]))).toThrow(refused);
     expect(() => record(() => record(() => ops.affine(x, 1)))).toThrow(refused);
@@ -82,19 +88,19 @@ describe('a recorded graph', () => {
   });
 
   it('throws STALE_TENSOR when replayed after dispose', () => {
-    using x = Tensor.fromArray([1], [1]);
+    using x = f32([1]);
     const graph = record(() => keep(ops.affine(x, 1)));
     graph.dispose();
     expect(() => graph.replay()).toThrow(expect.objectContaining({ code: 'STALE_TENSOR' }));
   });
 
   it('reports an op that fails at replay', () => {
-    using ids = Tensor.fromArray([0], [1], { dtype: 'i32' });
-    using table = Tensor.fromArray([1, 2], [2, 1]);
+    using ids = i32([0]);
+    using table = f32([1, 2], [2, 1]);
     const graph = record(() => ops.embedding(ids, table));
     graph.replay();
     ids.write([7]);
-    expect(() => graph.replay()).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
+    expect(() => settled(device, () => graph.replay())).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     graph.dispose();
   });
 });
