@@ -3,7 +3,7 @@
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
 // applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
 // weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight
-// panels are packed into L1 on the fly: n * k weights per block of up to kBlockRows rows.
+// panels are packed into L1 on the fly: n * k weights per block of rows.
 
 #include "linear.h"
 
@@ -19,7 +19,8 @@ namespace qformer::cpu {
 namespace {
 
 constexpr int64_t kStreamRows = 16;
-constexpr int64_t kBlockRows = 288;
+constexpr int64_t kMinBlockRows = 32, kMaxBlockRows = 288;
+constexpr int64_t kBlockBytes = 1 << 20;  // of packed x: it stays in L2 while all of w passes by
 constexpr int64_t kTaskColumns = 48;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 
@@ -136,11 +137,19 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   finish_block(call, sums, up, ld, x.row, x.rows, column, n);
 }
 
+// Rows of x per block. A block that L2 cannot hold halves the rate (measured at m = 257, k = 4096); one of few rows
+// reads and packs w more often.
+int64_t block_rows(const LinearCall& call, const DotKernels& dot) {
+  const int64_t fitting = kBlockBytes / (round_up(call.k, dot.step) * dot.x_size);
+  const int64_t rows = std::clamp(fitting, kMinBlockRows, kMaxBlockRows);
+  return round_up(ceil_div(call.m, ceil_div(call.m, rows)), kernels().linear.tile_m);
+}
+
 void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
   const int64_t tile_n = kernels().linear.tile_n;
   const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 8), tile_n);
   const int64_t columns = std::clamp(per_thread, tile_n, round_up(kTaskColumns, tile_n));
-  const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
+  const int64_t block = block_rows(call, dot);
   for (int64_t row = 0; row < call.m; row += block) {
     const PackedRows packed = pack_rows(call, dot, x, row, std::min(block, call.m - row));
     parallel_for(ceil_div(call.n, columns), 1, [&](int64_t begin, int64_t end) {
