@@ -7,11 +7,11 @@ export interface RankedCandidate {
   candidate: string;
   /** Its place among the candidates that were given. */
   index: number;
-  /** Sum of the log-probabilities of its tokens: of the whole candidate. */
+  /** Sum of the log-probabilities of its tokens: of the whole candidate, over T5 with the end token. */
   sum: number;
   /** `sum` divided by the number of tokens. */
   mean: number;
-  /** Number of tokens. */
+  /** Number of tokens, over T5 with the end token. */
   tokens: number;
 }
 

@@ -1,13 +1,24 @@
 // Ranking of candidates: the numbers against a forward pass over prompt and candidate, and the bytes against each candidate
 // alone, in chunks, in a small pool and beside other requests.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { loadEngine as openEngine } from '../lib/engine/load.js';
 import { Ranking } from '../lib/engine/ranking.js';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import { loadModel, type Model } from '../lib/index.js';
+import { loadImage } from '../lib/io/image.js';
 import { Tensor, liveTensors, scope } from '../lib/tensor/index.js';
 import { rankCandidates } from '../lib/rank.js';
-import { finishAll, fixturePath, idsGroup, idsSequence, loadEngine, readImage } from './support/engine-models.js';
+import {
+  finishAll,
+  fixturePath,
+  idsGroup,
+  idsSequence,
+  loadEngine,
+  readImage,
+  withEngine,
+} from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
+import { expectClose, readJson } from './support/fixtures.js';
 import { PagedSequences, idTensor, logProbabilities } from './support/models.js';
 import { readFixture } from './support/safetensors-fixture.js';
 
@@ -36,25 +47,13 @@ describe('log-probabilities of candidates', () => {
       instructionIds: tensors.get('c0.qformer_input_ids')!,
     };
   });
-  afterAll(() => expect(liveTensors()).toBe(0));
-
-  async function withEngine(options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
-    const loaded = await loadEngine(VICUNA, options);
-    try {
-      use(loaded);
-      expect(loaded.engine.blocks.inUse).toBe(0);
-    } finally {
-      loaded.dispose();
-    }
-  }
-
   const rank = ({ engine, model }: LoadedEngine, of: readonly number[][], id = 1): void =>
     engine.add(new Ranking(idsSequence(id, model, question), of));
   const scores = ({ candidates: scored }: EngineResult): number[][] => scored!.map(({ logprobs }) => logprobs);
 
   async function alone(): Promise<number[][]> {
     const result: number[][] = [];
-    await withEngine({}, (loaded) => {
+    await withEngine(VICUNA, {}, (loaded) => {
       for (const candidate of candidates) {
         rank(loaded, [candidate]);
         result.push(...scores(finishAll(loaded.engine).get(1)!));
@@ -67,7 +66,7 @@ describe('log-probabilities of candidates', () => {
     const { tensors } = readFixture(VICUNA);
     const embeds = tensors.get('c0.inputs_embeds')!;
     const { length } = question.ids;
-    await withEngine({}, (loaded) => {
+    await withEngine(VICUNA, {}, (loaded) => {
       const { languageModel } = loaded.model;
       rank(loaded, candidates);
       const result = finishAll(loaded.engine).get(1)!;
@@ -102,7 +101,7 @@ describe('log-probabilities of candidates', () => {
       { kvCacheTokens: 16 * 17, prefixCache: false, maxBatchSize: 30 },
     ];
     for (const options of variants) {
-      await withEngine(options, (loaded) => {
+      await withEngine(VICUNA, options, (loaded) => {
         const { engine, model } = loaded;
         const params = { maxNewTokens: 60, ignoreEos: true };
         for (const id of [6, 7]) engine.add(idsGroup(id, model, { ...question, params }));
@@ -119,7 +118,7 @@ describe('log-probabilities of candidates', () => {
   });
 
   it('of single tokens cost the prompt alone, and of longer ones their own tokens', async () => {
-    await withEngine({ prefixCache: false }, (loaded) => {
+    await withEngine(VICUNA, { prefixCache: false }, (loaded) => {
       const { engine } = loaded;
       rank(
         loaded,
@@ -138,7 +137,7 @@ describe('log-probabilities of candidates', () => {
   });
 
   it('may be aborted at any step and leave nothing', async () => {
-    await withEngine({}, (loaded) => {
+    await withEngine(VICUNA, {}, (loaded) => {
       rank(loaded, candidates);
       loaded.engine.step();
       loaded.engine.abort(1);
@@ -147,12 +146,46 @@ describe('log-probabilities of candidates', () => {
   });
 
   it('that do not fit the context are refused', async () => {
-    await withEngine({ kvCacheTokens: 16 * 3 }, (loaded) => {
+    await withEngine(VICUNA, { kvCacheTokens: 16 * 3 }, (loaded) => {
       expect(() => rank(loaded, [new Array<number>(40).fill(5)])).toThrow(
         expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
       );
     });
   });
+});
+
+describe('candidates as texts', () => {
+  interface Reference {
+    image: string;
+    prompt: string;
+    ranked: { candidate: string; ids: number[]; logprobs: number[]; sum: number }[];
+  }
+  const { models } = readJson<{ models: Record<string, Reference> }>('generated', 'ranking.json');
+  afterAll(() => expect(liveTensors()).toBe(0));
+
+  it.each(Object.entries(models))(
+    'have the tokens and log-probabilities of the reference in %s',
+    async (name, reference) => {
+      const { image, prompt, ranked } = reference;
+      const { engine, prompts, dispose } = await openEngine({
+        dir: fixturePath(name),
+        device: 'cpu',
+        kvCacheTokens: 1024,
+      });
+      const images = [await loadImage(fixturePath(`${name}/${image}`))];
+      const texts = ranked.map(({ candidate }) => candidate);
+      engine!.add(prompts!.build(1, { prompt, images, candidates: texts, params: {} }, engine!.maxContext, 0));
+      const result = finishAll(engine!).get(1)!;
+      dispose();
+      expect(result.candidates!.map(({ tokenIds }) => tokenIds)).toEqual(ranked.map(({ ids }) => ids));
+      result.candidates!.forEach(({ logprobs }, i) => {
+        // The fixture allows 1e-3 for logits; a log-softmax moves by no more than twice that.
+        expectClose(logprobs, ranked[i]!.logprobs, { atol: 2e-3 }, texts[i]);
+      });
+      const order = ranked.toSorted((a, b) => b.sum - a.sum).map(({ candidate }) => candidate);
+      expect(rankCandidates(texts, result, 'sum').map(({ candidate }) => candidate)).toEqual(order);
+    },
+  );
 });
 
 describe('the order', () => {

@@ -65,14 +65,20 @@ export class PromptBuilder {
     return params.numBeams > 1 ? new BeamSearch(sequence) : sequence;
   }
 
-  /** Ids of the candidates, as the model would write them behind the prompt: GPT-2's tokens begin with their space. */
+  /**
+   * Ids of the candidates, as the model would write them: GPT-2's tokens begin with their space. LAVIS classifies by the loss of
+   * what the tokenizer makes of a candidate: with T5 that ends in </s>, with LLaMA (whose bos it drops) it has no end.
+   */
   #candidates({ candidates = [], prompt }: EngineRequest): number[][] {
-    const isSpaced = this.#checkpoint.config.text.modelType === 'opt' && !/\s$/u.test(String(prompt));
+    const { modelType } = this.#checkpoint.config.text;
+    const isSpaced = modelType === 'opt' && !/\s$/u.test(String(prompt));
     if (candidates.length === 0) throw new QFormerError('INVALID_ARGUMENT', 'there are no candidates');
-    return candidates.map((text) => {
-      const ids = this.#tokenizer.encode(isSpaced ? ` ${text.trimStart()}` : text, { addSpecialTokens: false });
-      if (ids.length > 0) return ids;
-      throw new QFormerError('INVALID_ARGUMENT', `candidate ${describe(text)} has no tokens`);
+    return candidates.map((candidate) => {
+      const text = isSpaced ? ` ${candidate.trimStart()}` : candidate;
+      const ids = this.#tokenizer.encode(text, { addSpecialTokens: false });
+      if (ids.length === 0)
+        throw new QFormerError('INVALID_ARGUMENT', `candidate ${describe(candidate)} has no tokens`);
+      return modelType === 't5' ? this.#tokenizer.encode(text) : ids;
     });
   }
 
