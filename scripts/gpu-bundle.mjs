@@ -19,21 +19,25 @@ const work = join(root, 'build', 'gpu-bundle');
 const bundle = join(work, 'qformer-gpu');
 const at = (...parts) => join(bundle, ...parts);
 
-/**
- * Test files by section; a file that does not exist (any more) fails the bundling. Without `preprocess`, whose fixture alone
- * is a sixth of the size allowed.
- */
+/** Test files by section, those that run on a device; a file that does not exist (any more) fails the bundling. */
 const TESTS = {
-  ops: ['op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'lora', 'sampling', 'graph', 'tensor'],
-  models: ['nn', 'vit', 'qformer', 'llama', 'blip2', 'weights'],
-  engine: ['engine-fixtures', 'engine', 'demo-model-reference'],
+  ops: [
+    ...['tensor', 'graph', 'op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'half-precision-ops'],
+    ...['attention-bias', 'lora', 'sampling'],
+  ],
+  models: ['device-models'],
+  engine: ['device-engine', 'device-demo-model'],
   sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
 /** Packages that the library, its tests and the test runner import. */
 const PACKAGES = ['sharp', '@huggingface/tokenizers', 'node-gyp-build', 'commander', 'cli-progress', 'fast-check'];
 const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
-/** Checkpoints and fixtures that none of these tests reads; weights hardly compress. */
-const UNREAD = /\/(fixtures\/(tokenizers|preprocess|blip2-itm-tiny|ziya-visual-tiny|torch-files)|models\/emoji-itm)$/;
+/** Fixtures and checkpoints that these tests and the demonstration read: weights hardly compress, so no others. */
+const DATA = [
+  ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
+  ...['blip2-opt-tiny', 'blip2-flant5-tiny'],
+].map((fixture) => `test/fixtures/${fixture}`);
+const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */
 const UNUSED = /\.(map|md|d\.ts|d\.mts|d\.cts|ts|flow)$|\/(docs?|test|tests|install|src)\//i;
 
@@ -126,11 +130,8 @@ function copyBinary(source, target) {
 }
 
 function copyData() {
-  for (const path of ['dist', 'models', 'test/fixtures', 'package.json', 'LICENSE', 'NOTICE']) {
-    cpSync(join(root, path), at(path), {
-      recursive: true,
-      filter: (file) => !file.endsWith('.map') && !UNREAD.test(file),
-    });
+  for (const path of ['dist', ...MODELS, ...DATA, 'package.json', 'LICENSE', 'NOTICE']) {
+    cpSync(join(root, path), at(path), { recursive: true, filter: (file) => !file.endsWith('.map') });
   }
   for (const file of ['sections.mjs', 'report.mjs', 'test-file.mjs']) {
     cpSync(join(root, 'scripts', 'gpu', file), at('gpu', file));
@@ -146,7 +147,7 @@ function pack() {
   const [flag, suffix] = capture('xz', ['--version']).ok ? ['-J', 'xz'] : ['-z', 'gz'];
   const archive = join(work, `qformer-gpu.tar.${suffix}`);
   step('Packing', 'tar', ['-C', work, flag, '-cf', archive, 'qformer-gpu'], {
-    env: { ...process.env, XZ_OPT: '-6 -T2' },
+    env: { ...process.env, XZ_OPT: '-9 -T2' },
   });
   return archive;
 }
