@@ -4,6 +4,7 @@
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { isQFormerError, type QFormerError } from '../lib/errors.js';
 import { readAdapterConfig } from '../lib/io/adapter-config.js';
@@ -14,6 +15,7 @@ import { createModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { liveTensors } from '../lib/tensor/index.js';
 import { expectNoLeaks, fixturePath } from './support/fixtures.js';
+import { propertyRuns } from './support/property-runs.js';
 import { buildSafetensors } from './support/safetensors-builder.js';
 
 let dir: string;
@@ -43,7 +45,7 @@ function faultOf(fn: () => unknown): QFormerError {
 }
 
 describe('the configuration', () => {
-  const scaling = (config: object, path: string): object => {
+  const scaling = (config: object, path: string): { rank: number; scaling: number } => {
     write({ ...CONFIG, ...config });
     return readAdapterConfig(join(dir, 'adapter_config.json')).scalingOf(path);
   };
@@ -90,6 +92,68 @@ describe('the configuration', () => {
   ])('with a pattern that %s is a FORMAT error', (_, pattern) => {
     const fault = faultOf(() => scaling({ rank_pattern: { [pattern]: 4 } }, `x.${'a'.repeat(60)}`));
     expect(fault).toMatchObject({ code: 'FORMAT', details: { patterns: [pattern] } });
+  });
+
+  it('of any content gives a finite scaling or is refused with a typed error', { timeout: 0 }, () => {
+    const value = fc.oneof(fc.jsonValue(), fc.double(), fc.integer(), fc.constantFrom(true, false, 'LORA', 1, 8));
+    const patterns = fc.dictionary(fc.oneof(fc.string(), fc.constantFrom('q_proj', '[qk]_proj', '(', '.*')), value);
+    const config = fc.record({
+      peft_type: fc.oneof({ weight: 9, arbitrary: fc.constant('LORA') }, value),
+      r: fc.oneof({ weight: 9, arbitrary: fc.nat(64) }, value),
+      lora_alpha: fc.oneof({ weight: 9, arbitrary: fc.double({ noNaN: true }) }, value),
+      use_rslora: value,
+      rank_pattern: fc.oneof(
+        fc.constant({}),
+        fc.dictionary(fc.constantFrom('q_proj', 'k.*'), fc.nat(64)),
+        patterns,
+        value,
+      ),
+      alpha_pattern: fc.oneof(
+        fc.constant({}),
+        fc.dictionary(fc.constantFrom('q_proj', 'k.*'), fc.double()),
+        patterns,
+        value,
+      ),
+      init_lora_weights: fc.oneof(fc.boolean(), value),
+    });
+    fc.assert(
+      fc.property(config, (json) => {
+        try {
+          const { rank, scaling: factor } = scaling(json, 'layers.0.q_proj');
+          expect(rank).toBeGreaterThanOrEqual(1);
+          expect(Number.isFinite(Math.fround(factor))).toBe(true);
+        } catch (error) {
+          if (!isQFormerError(error)) throw error;
+          expect(['FORMAT', 'UNSUPPORTED']).toContain(error.code);
+        }
+      }),
+      propertyRuns(300),
+    );
+  });
+
+  it('survives damage anywhere in the folder', { timeout: 0 }, () => {
+    write(CONFIG, { [`${LAYER}.lora_A.weight`]: [2, 8], [`${LAYER}.lora_B.weight`]: [8, 2] });
+    const names = ['adapter_config.json', 'adapter_model.safetensors'] as const;
+    const whole = names.map((name) => readFileSync(join(dir, name)));
+    const damage = fc.record({ file: fc.nat(1), at: fc.nat(400), byte: fc.nat(255), cut: fc.option(fc.nat(400)) });
+    fc.assert(
+      fc.property(fc.array(damage, { minLength: 1, maxLength: 4 }), (damages) => {
+        const copies = whole.map((bytes) => Buffer.from(bytes));
+        for (const { file, at, byte, cut } of damages) {
+          const bytes = copies[file]!;
+          if (bytes.length > 0) bytes[at % bytes.length] = byte;
+          if (cut !== null) copies[file] = bytes.subarray(0, cut);
+        }
+        names.forEach((name, i) => writeFileSync(join(dir, name), copies[i]!));
+        try {
+          readAdapter(dir);
+        } catch (error) {
+          if (!isQFormerError(error)) throw error;
+          expect(['FORMAT', 'UNSUPPORTED', 'IO']).toContain(error.code);
+        }
+      }),
+      propertyRuns(300),
+    );
   });
 });
 

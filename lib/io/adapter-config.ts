@@ -15,6 +15,7 @@ export interface AdapterConfig {
 }
 
 const MAX_RANK = 65_536;
+const MAX_ALPHA = 1e9;
 /** For all patterns on one path, ms: a pattern may be made to backtrack for ever. */
 const PATTERN_MS = 1000;
 /** Initialisations that take what they put into the adapter out of the base weights. */
@@ -51,7 +52,7 @@ export function readAdapterConfig(file: string): AdapterConfig {
     throw fields.unsupported('init_lora_weights', init, hint);
   }
   const rank = fields.integer('r', { min: 1, max: MAX_RANK });
-  const alpha = fields.number('lora_alpha', { min: -1e9, max: 1e9 });
+  const alpha = fields.number('lora_alpha', { min: -MAX_ALPHA, max: MAX_ALPHA });
   const isRankStabilised = fields.optionalBoolean('use_rslora') === true;
   const ranks = patterns(fields, 'rank_pattern');
   const alphas = patterns(fields, 'alpha_pattern');
@@ -69,9 +70,10 @@ function patterns(fields: JsonFields, key: string): Pattern[] {
   if (!isJsonObject(object)) throw fields.fault(key, 'must be an object', object);
   return Object.entries(object).map(([pattern, value]) => {
     const isRank = key === 'rank_pattern';
-    const fits = isRank ? Number.isSafeInteger(value) && Number(value) >= 1 : Number.isFinite(value);
+    const number = typeof value === 'number' ? value : NaN;
+    const fits = isRank ? Number.isInteger(number) && number >= 1 && number <= MAX_RANK : Math.abs(number) <= MAX_ALPHA;
     if (!fits) throw fields.fault(`${key}['${pattern}']`, `must be ${isRank ? 'a rank' : 'a number'}`, value);
-    return [pattern, value as number];
+    return [pattern, number];
   });
 }
 
