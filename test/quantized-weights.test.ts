@@ -6,18 +6,20 @@ import { openCheckpoint } from '../lib/io/checkpoint.js';
 import type { Blip2 } from '../lib/models/blip2.js';
 import type { Llama } from '../lib/models/llama.js';
 import { createModel } from '../lib/models/registry.js';
+import type { T5, T5Attention, T5FeedForward } from '../lib/models/t5.js';
 import { Weights } from '../lib/models/weights.js';
 import type { Linear } from '../lib/nn/linear.js';
+import type { Parameter } from '../lib/nn/parameter.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
-import { finishAll, idsSequence, loadEngine, type IdsRequest } from './support/engine-models.js';
+import { bytesOf, runTogether, withEngine, type IdsRequest } from './support/engine-models.js';
 import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
+import { greedyEncoded } from './support/models.js';
 import { noise } from './support/noise.js';
 
 expectDevices();
 
 const VICUNA = 'instructblip-vicuna-tiny';
-const LLAMA = 'llama-gqa-tiny';
 
 async function withVicuna(
   quantize: 'int8' | 'int4',
@@ -38,6 +40,16 @@ async function withVicuna(
 function bitsOf({ weight }: Linear): number | undefined {
   const columns = weight.shape[1]!;
   return weight.quantized && (8 * weight.quantized.q.shape[1]!) / columns;
+}
+
+/** The weight that quantised codes stand for: [out, in] f32. */
+function widened({ shape, quantized }: Parameter): Tensor {
+  const k = shape[1]!;
+  const identity = Float32Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? 1 : 0));
+  return ops
+    .quantLinear(Tensor.fromArray(identity, [k, k]), quantized!)
+    .transpose(0, 1)
+    .contiguous();
 }
 
 describe.each(['int8', 'int4'] as const)('%s', (quantize) => {
@@ -72,15 +84,12 @@ describe.each(['int8', 'int4'] as const)('%s', (quantize) => {
       scope(() => {
         const { qProj, inputLayernorm } = layers[0]!;
         const [n, k] = qProj.weight.shape as [number, number];
-        const identity = Float32Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? 1 : 0));
-        const columns = ops.quantLinear(Tensor.fromArray(identity, [k, k]), qProj.weight.quantized!);
-        const widened = columns.transpose(0, 1).contiguous();
         const x = Tensor.fromArray(noise(3 * k, 1), [3, k]);
         const [residual, norm] = [
           Tensor.fromArray(noise(3 * n, 2), [3, n]),
           { weight: inputLayernorm.weight.tensor, eps: inputLayernorm.eps },
         ];
-        const expected = ops.linear(x, widened, { norm, residual, activation: 'silu' });
+        const expected = ops.linear(x, widened(qProj.weight), { norm, residual, activation: 'silu' });
         const actual = qProj.forward(x, { norm, residual, activation: 'silu' });
         expectSameBits(actual.toFloat32(), expected.toFloat32());
       }),
@@ -96,32 +105,82 @@ const runs = testDevices.flatMap((device) =>
 describe.each(runs)('$quantize on $device in $dtype', ({ device, dtype, quantize }) => {
   expectNoLeaks();
 
-  const requests = (): IdsRequest[] => {
-    const goldens = new Goldens(LLAMA, 'expected.safetensors');
-    const maxNewTokens = isEmulated(device) ? 3 : 8;
-    return ['short0', 'short1'].map((name) => ({
-      ids: goldens.ids(`${name}.input_ids`),
-      params: { maxNewTokens, logprobs: 2 },
-    }));
-  };
+  const models: [string, () => number[][]][] = [
+    ['llama-gqa-tiny', () => ['short0', 'short1'].map((name) => golden('llama-gqa-tiny', `${name}.input_ids`))],
+    ['generated/t5-tiny', () => [0, 20].map((from) => golden('generated/t5-tiny', 'input_ids').slice(from))],
+  ];
+  const golden = (model: string, name: string): number[] => new Goldens(model, 'expected.safetensors').ids(name);
 
-  it('gives a request the same bytes alone, in a batch, in chunks and from recorded graphs', async () => {
-    const run = async (options: object, groups: IdsRequest[][]): Promise<string[]> => {
-      const loaded = await loadEngine(LLAMA, { device, dtype, quantize, kvCacheTokens: 512, ...options });
-      try {
-        return groups.flatMap((group) => {
-          group.forEach((request, id) => loaded.engine.add(idsSequence(id, loaded.model, request)));
-          const results = finishAll(loaded.engine);
-          return group.map((_, id) => JSON.stringify([results.get(id)!.tokenIds, results.get(id)!.logprobs]));
-        });
-      } finally {
-        loaded.dispose();
-      }
-    };
-    const alone = await run(
-      { decodeGraphs: false },
-      requests().map((request) => [request]),
-    );
-    expect(await run({ maxStepTokens: 5 }, [requests()])).toEqual(alone);
-  });
+  it.each(models)(
+    'gives a request to %s the same bytes alone, in a batch, in chunks and from recorded graphs',
+    async (model, prompts) => {
+      const params = { maxNewTokens: isEmulated(device) ? 3 : 8, logprobs: 2 };
+      const requests = prompts().map((ids): IdsRequest => ({ ids, params }));
+      const options = { device, dtype, quantize, kvCacheTokens: 512 };
+      let alone: string[] = [];
+      await withEngine(model, { ...options, decodeGraphs: false }, (loaded) => {
+        alone = requests.map((request) => bytesOf(runTogether(loaded, [request])[0]!));
+      });
+      await withEngine(model, { ...options, maxStepTokens: 5 }, (loaded) => {
+        expect(runTogether(loaded, requests).map(bytesOf)).toEqual(alone);
+      });
+    },
+  );
+});
+
+describe.each(['int8', 'int4'] as const)('T5 in %s', (quantize) => {
+  expectNoLeaks();
+  const T5_FIXTURE = 'instructblip-flant5-tiny';
+
+  async function withT5(use: (t5: T5, weights: Weights) => void): Promise<void> {
+    const checkpoint = openCheckpoint(fixturePath(T5_FIXTURE));
+    const weights = new Weights(checkpoint, { device: 'cpu', dtype: 'auto', quantize });
+    const model = createModel(checkpoint, weights) as Blip2;
+    await weights.load();
+    try {
+      use(model.languageModel as T5, weights);
+    } finally {
+      model.dispose();
+    }
+  }
+
+  const attentionLayers = ({ q, k, v, o }: T5Attention): Linear[] => [q, k, v, o];
+  const feedForwardLayers = ({ inner, wo }: T5FeedForward): Linear[] => [...inner, wo];
+  const linearsOf = ({ encoder, decoderBlocks }: T5): Linear[] => [
+    ...encoder.blocks.flatMap((block) => [
+      ...attentionLayers(block.selfAttention),
+      ...feedForwardLayers(block.feedForward),
+    ]),
+    ...decoderBlocks.flatMap((block) => [
+      ...attentionLayers(block.selfAttention),
+      ...attentionLayers(block.crossAttention),
+      ...feedForwardLayers(block.feedForward),
+    ]),
+  ];
+
+  it('quantises both stacks and cross-attention, and neither tables nor head', () =>
+    withT5((t5, weights) => {
+      const linears = linearsOf(t5);
+      expect(linears.length).toBe(7 * t5.encoder.blocks.length + 11 * t5.decoderBlocks.length);
+      for (const linear of linears) expect(bitsOf(linear)).toBe(quantize === 'int8' ? 8 : 4);
+      expect(t5.lmHead.quantized).toBeUndefined();
+      expect(t5.shared.weight.quantized).toBeUndefined();
+      expect(weights.bytes).toBeLessThan(weights.checkpoint.bytes * 0.85);
+    }));
+
+  it('answers with the bits of a dense model that has the widened weights', () =>
+    withT5((t5) =>
+      scope(() => {
+        const goldens = new Goldens(T5_FIXTURE, 'expected.safetensors');
+        const { shape } = goldens.get('c0.inputs_embeds');
+        const inputs = Tensor.fromArray(goldens.floats('c0.inputs_embeds'), shape.slice(1));
+        const quantized = greedyEncoded(t5, inputs, 6);
+        for (const { weight } of linearsOf(t5)) weight.assign(widened(weight));
+        const dense = greedyEncoded(t5, inputs, 6);
+        expect(dense.ids).toEqual(quantized.ids);
+        dense.logits.forEach((row, step) => expectSameBits(row, quantized.logits[step]!));
+        const reference = goldens.floats('c0.first_step_logits');
+        expect(quantized.logits[0]!.some((value, i) => Math.abs(value - reference[i]!) > 1e-3)).toBe(true);
+      }),
+    ));
 });
