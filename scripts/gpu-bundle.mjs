@@ -26,7 +26,7 @@ const TESTS = {
     ...['attention-bias', 'lora', 'sampling'],
   ],
   models: ['device-models'],
-  engine: ['device-engine', 'device-demo-model'],
+  engine: ['device-engine', 'device-adapters', 'device-demo-model'],
   sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
 /** Packages that the library, its tests and the test runner import. */
@@ -35,7 +35,7 @@ const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
 /** Fixtures and checkpoints that these tests and the demonstration read: weights hardly compress, so no others. */
 const DATA = [
   ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
-  ...['blip2-opt-tiny', 'blip2-flant5-tiny'],
+  ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'generated/t5-tiny', 'generated/adapters/expected.safetensors'],
 ].map((fixture) => `test/fixtures/${fixture}`);
 const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */
