@@ -208,20 +208,32 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
 
     it.each(tokenCounts)('give the bits of the product of the widened weights, m = %d', (m) =>
       scope(() => {
-        const [n, k, group] = [51, 96, 32];
-        const { q, scales } = ops.quantize(weight([n, k], 52, 'f32'), { bits, group });
-        const values = widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group);
-        const w = Tensor.fromArray(values, [n, k], { device }).cast(dtype);
-        const x = act([m, k], 53);
-        const norm = { weight: random([k], 54), eps: 1e-6 };
-        const rest = { bias: random([n], 55), activation: 'silu', norm } as const;
-        for (const options of [
-          { ...rest, residual: act([m, n], 56) },
-          { ...rest, residual: random([m, n], 56), dtype: 'f32' as const },
-        ]) {
-          const [y, expected] = [ops.quantLinear(x, { q, scales }, options), ops.linear(x, w, options)];
-          expect(y.dtype).toBe(expected.dtype);
-          expectSameBits(y.toFloat32(), expected.toFloat32(), `quantLinear in ${y.dtype}`);
+        for (const [n, k, group] of [
+          [51, 96, 32],
+          [9, 1216, 64],
+          [7, 120, 40],
+        ] as const) {
+          const { q, scales } = ops.quantize(weight([n, k], 52, 'f32'), { bits, group });
+          const x = act([m, k], 53);
+          const norm = { weight: random([k], 54), eps: 1e-6 };
+          const rest = { bias: random([n], 55), activation: 'silu' } as const;
+          // The CPU adds the columns of int4 blocks in an order of its own.
+          const inBlocks = device === 'cpu' && bits === 4 && group % 32 === 0;
+          const order = (row: Float32Array) => (inBlocks ? reordered(row) : row);
+          const values = order(widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group));
+          const w = Tensor.fromArray(values, [n, k], { device }).cast(dtype);
+          const normed = inBlocks
+            ? Tensor.fromArray(order(ops.rmsNorm(x, norm.weight, norm.eps).toFloat32()), [m, k], { device })
+            : x;
+          for (const options of [
+            { ...rest, residual: act([m, n], 56) },
+            { ...rest, residual: random([m, n], 56), dtype: 'f32' as const },
+          ]) {
+            const y = ops.quantLinear(x, { q, scales }, { ...options, norm });
+            const expected = ops.linear(normed, w, { ...options, ...(!inBlocks && { norm }) });
+            expect(y.dtype).toBe(expected.dtype);
+            expectSameBits(y.toFloat32(), expected.toFloat32(), `quantLinear in ${y.dtype}, groups of ${group}`);
+          }
         }
       }),
     );
@@ -277,5 +289,13 @@ function widen(q: Uint8Array, scales: Float32Array, bits: 4 | 8, k: number, grou
   return Float32Array.from({ length: (q.length * 8) / bits }, (_, i) => {
     const level = bits === 8 ? (q[i]! << 24) >> 24 : ((q[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
     return level * scales[Math.floor(i / k) * (k / group) + Math.floor((i % k) / group)]!;
+  });
+}
+
+/** Blocks of 32 columns, place i of each holding column 8 · (i mod 4) + ⌊i / 4⌋. */
+function reordered(values: Float32Array): Float32Array {
+  return values.map((_, at) => {
+    const i = at % 32;
+    return values[at - i + 8 * (i % 4) + Math.floor(i / 4)]!;
   });
 }

@@ -13,7 +13,7 @@ import type { Parameter } from '../lib/nn/parameter.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { bytesOf, runTogether, withEngine, type IdsRequest } from './support/engine-models.js';
-import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
+import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { greedyEncoded } from './support/models.js';
 import { noise } from './support/noise.js';
 
@@ -168,7 +168,9 @@ describe.each(['int8', 'int4'] as const)('T5 in %s', (quantize) => {
       expect(weights.bytes).toBeLessThan(weights.checkpoint.bytes * 0.85);
     }));
 
-  it('answers with the bits of a dense model that has the widened weights', () =>
+  // In int8 bit for bit. In int4 the CPU adds up the columns of a block in an order of its own, which differs by the roundings of
+  // f32 sums: 3e-6 here, where quantisation itself changes logits by more than 1e-3.
+  it('answers as a dense model that has the widened weights', () =>
     withT5((t5) =>
       scope(() => {
         const goldens = new Goldens(T5_FIXTURE, 'expected.safetensors');
@@ -178,7 +180,10 @@ describe.each(['int8', 'int4'] as const)('T5 in %s', (quantize) => {
         for (const { weight } of linearsOf(t5)) weight.assign(widened(weight));
         const dense = greedyEncoded(t5, inputs, 6);
         expect(dense.ids).toEqual(quantized.ids);
-        dense.logits.forEach((row, step) => expectSameBits(row, quantized.logits[step]!));
+        dense.logits.forEach((row, step) => {
+          if (quantize === 'int8') expectSameBits(row, quantized.logits[step]!);
+          else expectClose(quantized.logits[step]!, row, { atol: 1e-5 });
+        });
         const reference = goldens.floats('c0.first_step_logits');
         expect(quantized.logits[0]!.some((value, i) => Math.abs(value - reference[i]!) > 1e-3)).toBe(true);
       }),

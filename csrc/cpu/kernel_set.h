@@ -11,15 +11,15 @@
 #include "image_kernels.h"
 #include "linear_kernels.h"
 #include "norm_kernels.h"
+#include "quant_kernels.h"
 #include "rope_kernels.h"
 #include "softmax_kernels.h"
 
 namespace qformer::cpu::QF_ISA {
 
 inline constexpr CpuKernels kKernels = {
-    QF_LEVEL,        kLanes,       kLinearKernels,    kNormKernels,
-    kSoftmaxKernels, kRopeKernels, kAttentionKernels, kElementwiseKernels,
-    kImageKernels,
+    QF_LEVEL,        kLanes,       kLinearKernels,    kQuantKernels,       kNormKernels,
+    kSoftmaxKernels, kRopeKernels, kAttentionKernels, kElementwiseKernels, kImageKernels,
 };
 
 }  // namespace qformer::cpu::QF_ISA

@@ -39,6 +39,30 @@ struct LinearKernels {
                    int32_t dtype);
 };
 
+// ---- quant ----
+// Weights [n, k] as QfQuantize stores them, from some row on. group: a multiple of kQuantBlock.
+struct QuantRows {
+  const uint8_t* q;
+  const float* scales;
+  int64_t k, group;
+};
+
+inline constexpr int64_t kQuantBlock = 32;  // columns that the kernels widen together
+
+// Products of f32 rows with quantised weights; the bits of DotKernels' f32 products with the widened weights. `panel`
+// takes x as linear.f32.pack_x packs it.
+struct QuantDotKernels {
+  void (*rows)(const float* x, int64_t ldx, int64_t m, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
+  void (*panel)(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, void* packed_w,
+                float* waiting, float* sums, int64_t ld_sums);
+};
+
+struct QuantKernels {
+  QuantDotKernels int8, int4;
+  // y = x in the order in which int4 columns are widened (simd.h), k columns
+  void (*reorder)(const float* x, float* y, int64_t k);
+};
+
 // ---- norm ----
 struct NormKernels {
   // y = (x - mean) / sqrt(var + eps) * weight + bias of one row
@@ -103,6 +127,7 @@ struct CpuKernels {
   const char* level;  // as in QfDeviceInfo
   int32_t lanes;
   LinearKernels linear;
+  QuantKernels quant;
   NormKernels norm;
   SoftmaxKernels softmax;
   RopeKernels rope;

@@ -1,4 +1,4 @@
-// Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16.
+// Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised.
 //
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
 // applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
@@ -37,7 +37,20 @@ struct Operand {
   int64_t ld;
 };
 
+// x with its columns in the order in which int4 weights are widened.
+Operand reordered_x(const LinearCall& call) {
+  auto* reordered =
+      static_cast<float*>(thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k) * sizeof(float)));
+  parallel_for(call.m, grain_for(0.5 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      kernels().quant.reorder(call.x + i * call.ldx, reordered + i * call.k, call.k);
+    }
+  });
+  return {reordered, call.k};
+}
+
 Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
+  if (call.bits == 4) return reordered_x(call);
   if (call.w_dtype != QF_BF16 || call.math != QF_MATH_BF16) return {call.x, call.ldx};
   const LinearKernels& table = kernels().linear;
   void* rounded = thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k * dot.x_size));
@@ -47,6 +60,15 @@ Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
     }
   });
   return {rounded, call.k};
+}
+
+const QuantDotKernels& quant_kernels(const LinearCall& call) {
+  return call.bits == 8 ? kernels().quant.int8 : kernels().quant.int4;
+}
+
+QuantRows quant_rows(const LinearCall& call, int64_t row) {
+  return {static_cast<const uint8_t*>(call.w) + row * (call.k * call.bits / 8),
+          call.scales + row * (call.k / call.group), call.k, call.group};
 }
 
 // Applies the epilogue to rows [0, m) and columns [column, column + n) of y, whose rows begin at row `row`.
@@ -73,6 +95,11 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, in
   float* up = call.w_up != nullptr ? sums + call.m * n : nullptr;
   const auto fill = [&](const void* w, float* out) {
     for (int64_t i = 0; i < call.m; i += group) {
+      if (call.bits != 0) {
+        quant_kernels(call).rows(static_cast<const float*>(x.data) + i * x.ld, x.ld, std::min(group, call.m - i),
+                                 quant_rows(call, column), n, out + i * n, n);
+        continue;
+      }
       dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i),
                offset(w, column * call.ldw, dot.w_size), call.ldw, n, call.k, out + i * n, n);
     }
@@ -83,7 +110,8 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, in
 }
 
 void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
-  const double bytes = static_cast<double>(call.k) * dot.w_size * (call.w_up != nullptr ? 2 : 1);
+  const double row_bytes = call.bits != 0 ? static_cast<double>(call.k * call.bits) / 8 : call.k * dot.w_size;
+  const double bytes = row_bytes * (call.w_up != nullptr ? 2 : 1);
   const double products = static_cast<double>(call.k * call.m) * (call.w_up != nullptr ? 2 : 1);
   const int64_t grain = std::min<int64_t>(round_up(grain_for(std::max(bytes / 15, products / 30)), 8), 1024);
   // Many columns at once: the weights are read as a few streams, and each should be long.
@@ -128,6 +156,11 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   float* up = call.w_up != nullptr ? sums + padded_rows * ld : nullptr;
   const auto fill = [&](const void* w, float* out) {
     for (int64_t j = 0; j < n; j += table.tile_n) {
+      if (call.bits != 0) {
+        quant_kernels(call).panel(static_cast<const float*>(x.data), x.tiles, quant_rows(call, column + j),
+                                  std::min<int64_t>(table.tile_n, n - j), panel, waiting, out + j, ld);
+        continue;
+      }
       dot.panel(x.data, x.tiles, offset(w, (column + j) * call.ldw, dot.w_size), call.ldw,
                 std::min<int64_t>(table.tile_n, n - j), call.k, panel, waiting, out + j, ld);
     }

@@ -8,7 +8,9 @@
 
 namespace qformer::cpu {
 
-// y = act(x · wᵀ + bias) + residual, or act(x · wᵀ) * (x · w_upᵀ) where w_up is given. Fields as in QfLinear.
+// y = act(x · wᵀ + bias) + residual, or act(x · wᵀ) * (x · w_upᵀ) where w_up is given. Fields as in QfLinear; where
+// bits is not 0, w is quantised as in QfQuantLinear, in groups of a multiple of kQuantBlock columns, and there is no
+// w_up.
 struct LinearCall {
   const float* x;
   const void* w;
@@ -19,6 +21,9 @@ struct LinearCall {
   int64_t m, n, k;
   int64_t ldx, ldw, ldr = 0, ldy;
   int32_t w_dtype, activation, math;
+  const float* scales = nullptr;
+  int64_t group = 0;
+  int32_t bits = 0;
 };
 
 void run_linear(const LinearCall& call);

@@ -14,6 +14,7 @@ constexpr int kTileM = kRegisters == 32 ? 4 : 3;
 constexpr int kTileN = kRegisters == 32 ? 6 : 4;
 constexpr int kTile = kTileM * kTileN;
 constexpr int64_t kPanelSteps = 64;
+constexpr int64_t kPanelAlign = 8;  // a panel begins where a block of quantised columns does, whatever the lanes
 constexpr int64_t kPanelBytes = kPanelSteps * kTileN * kLanes * static_cast<int64_t>(sizeof(float));
 
 // The division of k into panels: all but the last have `steps` steps.
@@ -25,7 +26,8 @@ template <class Dot>
 inline Panels panels_of(int64_t k) {
   const int64_t total = (k + Dot::kStep - 1) / Dot::kStep;
   const int64_t count = (total + kPanelSteps - 1) / kPanelSteps;
-  return {total, (total + count - 1) / count};
+  const int64_t even = (total + count - 1) / count;
+  return {total, (even + kPanelAlign - 1) / kPanelAlign * kPanelAlign};
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -84,27 +86,36 @@ inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w
   for (int i = 0; i < kTile; i++) store(waiting + i * kLanes, sum[i]);
 }
 
-// sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows; writes kTileN columns, kTileM *
-// tiles rows. packed_w: kPanelBytes; waiting: kTile vectors per tile.
-template <class Dot>
-void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns,
-               int64_t k, void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
-  using Packed = typename Dot::Packed;
-  auto* panel = static_cast<typename Packed::X*>(packed_w);
+// Runs all packed tiles of x over the k panels of one tile of w, which pack(first, last) writes to `panel`, steps
+// [first, last) of it at a time; writes kTileN columns of kTileM * tiles rows. waiting: kTile vectors per tile.
+template <class Dot, class Pack>
+inline void run_panels(const typename Dot::X* packed_x, int64_t tiles, int64_t k, const typename Dot::Packed::X* panel,
+                       Pack pack, float* waiting, float* sums, int64_t ld_sums) {
   const Panels panels = panels_of<Dot>(k);
   for (int64_t first = 0; first < panels.total; first += panels.steps) {
     const int64_t last = smaller(first + panels.steps, panels.total);
     const int64_t steps = last - first;
-    pack_steps<Dot, kTileN>(columns, first, last, k, panel, [&](int row, int64_t i, int64_t n) {
-      return n == Dot::kStep ? Dot::load_w(w + row * ldw + i) : Dot::load_w(w + row * ldw + i, n);
-    });
+    pack(first, last);
     const typename Dot::X* x = packed_x + first * tiles * kTileM * Dot::kStep;
     for (int64_t tile = 0; tile < tiles; tile++) {
-      packed_tile<Packed>(x, panel, steps, first == 0, last == panels.total, waiting + tile * kTile * kLanes,
-                          sums + tile * kTileM * ld_sums, ld_sums);
+      packed_tile<typename Dot::Packed>(x, panel, steps, first == 0, last == panels.total,
+                                        waiting + tile * kTile * kLanes, sums + tile * kTileM * ld_sums, ld_sums);
       x += steps * kTileM * Dot::kStep;
     }
   }
+}
+
+// sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows. packed_w: kPanelBytes.
+template <class Dot>
+void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns,
+               int64_t k, void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
+  auto* panel = static_cast<typename Dot::Packed::X*>(packed_w);
+  const auto pack = [&](int64_t first, int64_t last) {
+    pack_steps<Dot, kTileN>(columns, first, last, k, panel, [&](int row, int64_t i, int64_t n) {
+      return n == Dot::kStep ? Dot::load_w(w + row * ldw + i) : Dot::load_w(w + row * ldw + i, n);
+    });
+  };
+  run_panels<Dot>(packed_x, tiles, k, panel, pack, waiting, sums, ld_sums);
 }
 
 }  // namespace qformer::cpu::QF_ISA

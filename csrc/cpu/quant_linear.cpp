@@ -1,7 +1,9 @@
 // Group-quantised weights: quantize writes them, quant_linear reads them.
 //
-// quant_linear widens a block of weight rows to f32 and runs the f32 products on it, so it equals linear on the widened
-// weights bit for bit. Traffic per block: the quantised rows once, the f32 rows written and read once in cache.
+// quant_linear widens weights in registers (quant_kernels.h) where their groups are whole blocks of columns. Groups of
+// another size are rare (of a model whose widths are no multiples of 32) and have no kernel: a block of weight rows is
+// widened to f32 and the f32 products run on it, so that this equals linear on the widened weights bit for bit. Traffic
+// per block: the quantised rows once, the f32 rows written and read once in cache.
 
 #include <algorithm>
 #include <cmath>
@@ -58,6 +60,32 @@ void widen_rows(const QfQuantLinear& a, int64_t first, int64_t rows, float* out)
   });
 }
 
+void widened_linear(const QfQuantLinear& a, const FloatRows& x) {
+  const int64_t row_bytes = a.k * static_cast<int64_t>(sizeof(float));
+  const int64_t block = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(row_bytes, 1), 48, 1024);
+  auto* w =
+      static_cast<float*>(thread_scratch(Scratch::kDequantized, static_cast<size_t>(std::min(block, a.n) * row_bytes)));
+  for (int64_t first = 0; first < a.n; first += block) {
+    const int64_t rows = std::min(block, a.n - first);
+    widen_rows(a, first, rows, w);
+    run_linear({.x = x.data,
+                .w = w,
+                .bias = a.bias != nullptr ? a.bias + first : nullptr,
+                .residual = a.residual != nullptr ? static_cast<const float*>(a.residual) + first : nullptr,
+                .y = static_cast<float*>(a.y) + first,
+                .m = a.m,
+                .n = rows,
+                .k = a.k,
+                .ldx = x.ld,
+                .ldw = a.k,
+                .ldr = a.ldr,
+                .ldy = a.ldy,
+                .w_dtype = QF_F32,
+                .activation = a.activation,
+                .math = QF_MATH_F32});
+  }
+}
+
 }  // namespace
 
 QfStatus quantize(int32_t, const QfQuantize* args) {
@@ -81,20 +109,14 @@ QfStatus quantize(int32_t, const QfQuantize* args) {
 QfStatus quant_linear(int32_t, const QfQuantLinear* args) {
   const auto& a = *args;
   const FloatRows x = normed_rows(a.x, a.norm_weight, a.m, a.k, a.ldx, a.norm_eps);
-  const int64_t row_bytes = a.k * static_cast<int64_t>(sizeof(float));
-  const int64_t block = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(row_bytes, 1), 48, 1024);
-  auto* w =
-      static_cast<float*>(thread_scratch(Scratch::kDequantized, static_cast<size_t>(std::min(block, a.n) * row_bytes)));
-  for (int64_t first = 0; first < a.n; first += block) {
-    const int64_t rows = std::min(block, a.n - first);
-    widen_rows(a, first, rows, w);
+  if (a.group % kQuantBlock == 0) {
     run_linear({.x = x.data,
-                .w = w,
-                .bias = a.bias != nullptr ? a.bias + first : nullptr,
-                .residual = a.residual != nullptr ? static_cast<const float*>(a.residual) + first : nullptr,
-                .y = static_cast<float*>(a.y) + first,
+                .w = a.q,
+                .bias = a.bias,
+                .residual = static_cast<const float*>(a.residual),
+                .y = static_cast<float*>(a.y),
                 .m = a.m,
-                .n = rows,
+                .n = a.n,
                 .k = a.k,
                 .ldx = x.ld,
                 .ldw = a.k,
@@ -102,7 +124,12 @@ QfStatus quant_linear(int32_t, const QfQuantLinear* args) {
                 .ldy = a.ldy,
                 .w_dtype = QF_F32,
                 .activation = a.activation,
-                .math = QF_MATH_F32});
+                .math = QF_MATH_F32,
+                .scales = a.scales,
+                .group = a.group,
+                .bits = a.bits});
+  } else {
+    widened_linear(a, x);
   }
   return QF_OK;
 }

@@ -81,6 +81,22 @@ inline void store_bf16(uint16_t* p, Vf a) { _mm_storeu_si128(reinterpret_cast<__
 inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_f16(a), n); }
 inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_bf16(a), n); }
 
+// Quantised weights, see simd.h.
+inline Vf load_i8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
+struct Int4Scale {
+  __m256 scale;
+};
+inline Int4Scale int4_scale(float scale) { return {_mm256_set1_ps(scale)}; }
+inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
+  const __m256i block = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+  const __m256i nibbles = _mm256_and_si256(
+      _mm256_srlv_epi32(block, _mm256_add_epi32(shifts, _mm256_set1_epi32(8 * step))), _mm256_set1_epi32(15));
+  return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8))), scale.scale)};
+}
+
 inline float reduce_add(Vf a) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -74,6 +74,25 @@ inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), to_bf16(a));
 }
 
+// Quantised weights, see simd.h.
+inline Vf load_i8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+// The sixteen levels times the scale: a lookup takes the low 4 bits of each lane's index and ignores the rest.
+struct Int4Scale {
+  __m512 values;
+};
+inline Int4Scale int4_scale(float scale) {
+  const __m512 levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm512_mul_ps(levels, _mm512_set1_ps(scale))};
+}
+inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
+  const __m512i block = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i shifts = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+  const __m512i nibbles = _mm512_srlv_epi32(block, _mm512_add_epi32(shifts, _mm512_set1_epi32(16 * step)));
+  return {_mm512_permutexvar_ps(nibbles, scale.values)};
+}
+
 inline __m128 fold_to_4(__m512 v) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

@@ -1,0 +1,130 @@
+// Quantised weights on every instruction set the machine has: products against a double-precision reference, and bits
+// that do not depend on rows or threads.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+#include "cpu/families.h"
+#include "cpu/kernels.h"
+#include "random_data.h"
+#include "test.h"
+
+using namespace qformer;
+using qformer::test::Random;
+
+namespace {
+
+template <class Body>
+void on_every_level(const Body& body) {
+  for (const char* level : {"scalar", "avx2", "avx512", "avx512bf16", "neon"}) {
+    const cpu::CpuKernels* table = cpu::find_kernels(level);
+    if (table == nullptr) continue;
+    cpu::override_kernels(table);
+    body();
+  }
+  cpu::override_kernels(nullptr);
+}
+
+struct Problem {
+  int64_t m, n, k, group;
+  int32_t bits;
+  std::vector<float> x, bias, residual, scales;
+  std::vector<uint8_t> q;
+
+  Problem(int64_t m_, int64_t n_, int64_t k_, int64_t group_, int32_t bits_)
+      : m(m_), n(n_), k(k_), group(group_), bits(bits_) {
+    x = Random(1).floats(m * k);
+    bias = Random(2).floats(n);
+    residual = Random(3).floats(m * n);
+    const std::vector<float> w = Random(4).floats(n * k);
+    q.resize(static_cast<size_t>(n * k * bits / 8));
+    scales.resize(static_cast<size_t>(n * k / group));
+    const QfQuantize args{w.data(), q.data(), scales.data(), n, k, k, group, QF_F32, bits};
+    CHECK_EQ(cpu::quantize(0, &args), QF_OK);
+  }
+
+  double weight(int64_t row, int64_t i) const {
+    const int64_t at = row * k + i;
+    const uint8_t byte = q[static_cast<size_t>(bits == 8 ? at : at / 2)];
+    const int level = bits == 8 ? static_cast<int8_t>(byte) : (i % 2 == 0 ? byte & 15 : byte >> 4) - 8;
+    return static_cast<float>(level) * scales[static_cast<size_t>(at / group)];
+  }
+
+  // The first `rows` rows.
+  std::vector<float> run(int64_t rows) const {
+    std::vector<float> y(static_cast<size_t>(m * n), NAN);
+    QfQuantLinear args{};
+    args.x = x.data();
+    args.q = q.data();
+    args.scales = scales.data();
+    args.bias = bias.data();
+    args.residual = residual.data();
+    args.y = y.data();
+    args.m = rows;
+    args.n = n;
+    args.k = k;
+    args.group = group;
+    args.ldx = k;
+    args.ldr = args.ldy = n;
+    args.dtype = args.y_dtype = QF_F32;
+    args.bits = bits;
+    args.activation = QF_ACT_RELU;
+    CHECK_EQ(cpu::quant_linear(0, &args), QF_OK);
+    return y;
+  }
+
+  void check() const {
+    const std::vector<float> y = run(m);
+    for (int64_t i = 0; i < m; i++) {
+      for (int64_t j = 0; j < n; j++) {
+        double sum = bias[static_cast<size_t>(j)], magnitude = std::fabs(sum);
+        for (int64_t c = 0; c < k; c++) {
+          const double product = x[static_cast<size_t>(i * k + c)] * weight(j, c);
+          sum += product;
+          magnitude += std::fabs(product);
+        }
+        const size_t at = static_cast<size_t>(i * n + j);
+        // k / 4 roundings per lane of the narrowest vectors, and a few for the rest
+        const double tolerance = (static_cast<double>(k) / 4 + 8) * 0x1p-24 * magnitude + 0x1p-22;
+        CHECK_NEAR(y[at], std::fmax(sum, 0) + residual[at], tolerance);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+TEST("quantised products equal the exact result of the widened weights, in whole blocks of columns and in others") {
+  on_every_level([] {
+    for (const int32_t bits : {8, 4}) {
+      for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 13, 17, 40}) {
+        Problem(m, 17, 96, 32, bits).check();
+        Problem(m, 5, 192, 64, bits).check();
+        Problem(m, 7, 120, 40, bits).check();
+        Problem(m, 1, 256, 256, bits).check();
+      }
+      // several panels, of widths that no vector divides
+      Problem(21, 9, 1312, 32, bits).check();
+    }
+  });
+}
+
+TEST("a row's quantised product has the same bits beside any rows and on any number of threads") {
+  const int32_t threads = cpu::threads();
+  on_every_level([] {
+    for (const int32_t bits : {8, 4}) {
+      cpu::set_threads(1);
+      const Problem problem(70, 55, 1600, 64, bits);
+      const std::vector<float> all = problem.run(70);
+      for (const int32_t count : {1, 3}) {
+        cpu::set_threads(count);
+        for (int64_t m = 1; m <= 70; m += m < 18 ? 1 : 13) {
+          CHECK(std::memcmp(problem.run(m).data(), all.data(), static_cast<size_t>(m * problem.n) * sizeof(float)) ==
+                0);
+        }
+      }
+    }
+  });
+  cpu::set_threads(threads);
+}
