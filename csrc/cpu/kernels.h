@@ -61,6 +61,8 @@ struct QuantKernels {
   QuantDotKernels int8, int4;
   // y = x in the order in which int4 columns are widened (simd.h), k columns
   void (*reorder)(const float* x, float* y, int64_t k);
+  // One group of `count` (even) columns, as QfQuantize stores it.
+  void (*quantize_group)(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale);
 };
 
 // ---- norm ----

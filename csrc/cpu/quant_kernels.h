@@ -153,10 +153,42 @@ inline void reorder_columns(const float* x, float* y, int64_t k) {
   }
 }
 
+// The largest magnitude; NaN counts as none.
+inline float largest_of(const float* w, int64_t count) {
+  Vf largest = zero();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vf magnitude = vabs(load_partial(w + i, smaller(kLanes, count - i)));
+    largest = select(less(largest, magnitude), magnitude, largest);
+  }
+  return reduce_max(largest);
+}
+
+inline void quantize_group(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale) {
+  const float limit = bits == 8 ? 127.0f : 7.0f;
+  *scale = largest_of(w, count) / limit;
+  const bool is_zero = !(*scale > 0.0f);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = smaller(kLanes, count - i);
+    Vf level = zero();
+    if (!is_zero) {
+      level = round_even(load_partial(w + i, n) / broadcast(*scale));
+      level = select(is_nan(level), zero(), vmin(vmax(level, broadcast(-limit)), broadcast(limit)));
+    }
+    uint8_t levels[kLanes];
+    store_i8(levels, bits == 8 ? level : level + broadcast(8.0f));
+    if (bits == 8) {
+      for (int64_t j = 0; j < n; j++) q[i + j] = levels[j];
+    } else {
+      for (int64_t j = 0; j < n; j += 2) q[(i + j) / 2] = static_cast<uint8_t>(levels[j] | levels[j + 1] << 4);
+    }
+  }
+}
+
 inline constexpr QuantKernels kQuantKernels = {
     QuantEntries<Int8Block>::kTable,
     QuantEntries<Int4Block>::kTable,
     reorder_columns,
+    quantize_group,
 };
 
 }  // namespace qformer::cpu::QF_ISA

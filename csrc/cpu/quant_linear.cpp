@@ -6,7 +6,6 @@
 // per block: the quantised rows once, the f32 rows written and read once in cache.
 
 #include <algorithm>
-#include <cmath>
 
 #include "backend/dtype.h"
 #include "families.h"
@@ -19,24 +18,6 @@ namespace qformer::cpu {
 namespace {
 
 constexpr int64_t kBlockBytes = 1 << 20;  // f32 weights of one block: they stay in L2 between writing and reading
-
-// One group of `count` (even) columns.
-void quantize_group(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::fabs(w[i]));
-  const float limit = bits == 8 ? 127.0f : 7.0f;
-  *scale = largest / limit;
-  const auto level = [&](int64_t i) {
-    if (!(*scale > 0.0f)) return 0;
-    const float value = std::nearbyint(w[i] / *scale);
-    return static_cast<int>(value > limit ? limit : value < -limit ? -limit : value == value ? value : 0.0f);
-  };
-  if (bits == 8) {
-    for (int64_t i = 0; i < count; i++) q[i] = static_cast<uint8_t>(level(i));
-  } else {
-    for (int64_t i = 0; i < count; i += 2) q[i / 2] = static_cast<uint8_t>((level(i) + 8) | (level(i + 1) + 8) << 4);
-  }
-}
 
 void widen_group(const uint8_t* q, float scale, int64_t count, int32_t bits, float* w) {
   if (bits == 8) {
@@ -93,13 +74,13 @@ QfStatus quantize(int32_t, const QfQuantize* args) {
   const int64_t groups = a.k / a.group, group_bytes = a.group * a.bits / 8;
   const auto size = static_cast<int64_t>(qf_dtype_size(a.w_dtype));
   const auto convert = kernels().elementwise.convert;
-  parallel_for(a.n, grain_for(3.0 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
+  parallel_for(a.n, grain_for(1.0 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
     auto* row = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.k) * sizeof(float)));
     for (int64_t i = begin; i < end; i++) {
       convert(static_cast<const char*>(a.w) + i * a.ldw * size, a.w_dtype, row, QF_F32, a.k);
       for (int64_t g = 0; g < groups; g++) {
-        quantize_group(row + g * a.group, a.group, a.bits, a.q + (i * groups + g) * group_bytes,
-                       a.scales + i * groups + g);
+        kernels().quant.quantize_group(row + g * a.group, a.group, a.bits, a.q + (i * groups + g) * group_bytes,
+                                       a.scales + i * groups + g);
       }
     }
   });

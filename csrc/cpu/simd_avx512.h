@@ -78,6 +78,9 @@ inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) {
 inline Vf load_i8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+inline void store_i8(uint8_t* p, Vf a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
 // The sixteen levels times the scale: a lookup takes the low 4 bits of each lane's index and ignores the rest.
 struct Int4Scale {
   __m512 values;

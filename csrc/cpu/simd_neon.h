@@ -89,6 +89,12 @@ inline Vf load_i8(const uint8_t* p) {
   memcpy(buffer, p, 4);
   return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(buffer)))))};
 }
+inline void store_i8(uint8_t* p, Vf a) {
+  const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(a.v));
+  int8_t buffer[8];
+  vst1_s8(buffer, vmovn_s16(vcombine_s16(words, words)));
+  memcpy(p, buffer, 4);
+}
 struct Int4Scale {
   float32x4_t scale;
 };

@@ -87,6 +87,9 @@ inline Vf load_i8(const uint8_t* p) {
   for (int i = 0; i < kLanes; i++) a.v[i] = static_cast<int8_t>(p[i]);
   return a;
 }
+inline void store_i8(uint8_t* p, Vf a) {
+  for (int i = 0; i < kLanes; i++) p[i] = static_cast<uint8_t>(static_cast<int8_t>(a.v[i]));
+}
 struct Int4Scale {
   float scale;
 };

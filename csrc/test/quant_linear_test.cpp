@@ -95,6 +95,40 @@ struct Problem {
 
 }  // namespace
 
+TEST("quantize rounds to nearest even, clamps, takes NaN for 0 and no scale from it, on every instruction set") {
+  on_every_level([] {
+    for (const int32_t bits : {8, 4}) {
+      const float limit = bits == 8 ? 127.0f : 7.0f;
+      for (const int64_t group : {2, 6, 32, 64, 74}) {
+        const int64_t n = 6, k = group * 3;
+        std::vector<float> w = Random(9).floats(n * k);
+        for (int64_t i = 0; i < k; i++) w[static_cast<size_t>(i)] = static_cast<float>(i % 15 - 7) * 0.5f;  // ties
+        for (int64_t i = k; i < k + group; i++) w[static_cast<size_t>(i)] = 0;
+        w[static_cast<size_t>(2 * k + 1)] = NAN;
+        w[static_cast<size_t>(3 * k)] = INFINITY;
+        for (int64_t i = 4 * k; i < 5 * k; i++) w[static_cast<size_t>(i)] *= 0x1p-140f;
+        std::vector<uint8_t> q(static_cast<size_t>(n * k * bits / 8));
+        std::vector<float> scales(static_cast<size_t>(n * 3));
+        const QfQuantize args{w.data(), q.data(), scales.data(), n, k, k, group, QF_F32, bits};
+        CHECK_EQ(cpu::quantize(0, &args), QF_OK);
+        for (int64_t at = 0; at < n * k; at++) {
+          float largest = 0;
+          for (int64_t i = at / group * group; i < (at / group + 1) * group; i++) {
+            largest = std::fmax(largest, std::fabs(w[static_cast<size_t>(i)]));
+          }
+          const float scale = scales[static_cast<size_t>(at / group)];
+          CHECK_EQ(scale, largest / limit);
+          const float level = std::nearbyint(w[static_cast<size_t>(at)] / scale);
+          const float expected = std::isnan(level) || !(scale > 0) ? 0 : std::fmin(std::fmax(level, -limit), limit);
+          const uint8_t byte = q[static_cast<size_t>(bits == 8 ? at : at / 2)];
+          CHECK_EQ(bits == 8 ? static_cast<int8_t>(byte) : (at % 2 == 0 ? byte & 15 : byte >> 4) - 8,
+                   static_cast<int>(expected));
+        }
+      }
+    }
+  });
+}
+
 TEST("quantised products equal the exact result of the widened weights, in whole blocks of columns and in others") {
   on_every_level([] {
     for (const int32_t bits : {8, 4}) {
