@@ -1,9 +1,11 @@
-// One archive that checks and measures qformer on a borrowed GPU machine: `npm run gpu-bundle`.
+// Two archives that check and measure qformer on a borrowed GPU machine: `npm run gpu-bundle`.
 //
-// Holds everything that run needs, because such a machine has a driver and nothing else: Node itself (stripped), the built
-// package, the CUDA library, the emulated GPU, the tests as plain JavaScript with their fixtures, the benchmarks, and run.sh.
-// build/gpu-bundle/qformer-gpu.tar.xz; unpack it anywhere and start ./run.sh. See scripts/gpu/sections.mjs. The CUDA library
-// takes most of the time; `npm run gpu-bundle -- --cuda FILE` takes one that is there, such as the compile gate's.
+// qformer-gpu.tar.xz holds everything that run needs but data, because such a machine has a driver and nothing else: Node
+// itself (stripped), the built package, the CUDA library, the emulated GPU, the tests as plain JavaScript, the benchmarks,
+// and run.sh. qformer-gpu-data.tar.xz holds models and fixtures; where a checkout of this version lies on the machine, run.sh
+// takes them from there (QFORMER_CHECKOUT=FOLDER). Both are in build/gpu-bundle; unpack them in one folder and start
+// qformer-gpu/run.sh. See scripts/gpu/sections.mjs. The CUDA library takes most of the time; `npm run gpu-bundle -- --cuda
+// FILE` takes one that is there, such as the compile gate's.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
@@ -143,13 +145,16 @@ function copyData() {
   writeFileSync(at('gpu', 'manifest.json'), JSON.stringify({ version, tests: Object.fromEntries(files) }, null, 1));
 }
 
-function pack() {
+/** Packs files of the bundle into build/gpu-bundle/NAME.tar.xz and says how large that is. */
+function pack(name, args) {
   const [flag, suffix] = capture('xz', ['--version']).ok ? ['-J', 'xz'] : ['-z', 'gz'];
-  const archive = join(work, `qformer-gpu.tar.${suffix}`);
-  step('Packing', 'tar', ['-C', work, flag, '-cf', archive, 'qformer-gpu'], {
-    env: { ...process.env, XZ_OPT: '-9 -T2' },
+  const archive = join(work, `${name}.tar.${suffix}`);
+  step(`Packing ${name}`, 'tar', ['-C', work, flag, '-cf', archive, ...args], {
+    env: { ...process.env, XZ_OPT: '-6 -T2' },
   });
-  return archive;
+  const { size } = statSync(archive);
+  console.log(`gpu-bundle: ${relative(root, archive)}, ${(size / 1e6).toFixed(1)} MB`);
+  if (size > MAX_BYTES) throw new StepError(`gpu-bundle: more than ${MAX_BYTES / 1e6} MB`);
 }
 
 async function main() {
@@ -166,10 +171,9 @@ async function main() {
   await compileSources();
   copyPackages();
   copyData();
-  const archive = pack();
-  const { size } = statSync(archive);
-  console.log(`gpu-bundle: ${relative(root, archive)}, ${(size / 1e6).toFixed(1)} MB`);
-  if (size > MAX_BYTES) throw new StepError(`gpu-bundle: more than ${MAX_BYTES / 1e6} MB`);
+  const data = ['qformer-gpu/models', 'qformer-gpu/test/fixtures'];
+  pack('qformer-gpu', [...data.map((path) => `--exclude=${path}`), 'qformer-gpu']);
+  pack('qformer-gpu-data', data);
 }
 
 main().catch((error) => {
