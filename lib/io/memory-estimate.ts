@@ -124,7 +124,7 @@ export function weightBytes(
 
 /** How one tensor is held: its elements, bytes of each, and whether in the file. */
 function inMemory(
-  { name, shape, dtype: stored, bytes }: TensorEntry,
+  { name, shape, dtype: stored, bytes, order }: TensorEntry,
   { dtype = 'auto', activations = 'f32', quantize }: MemoryOptions,
 ): { elements: number; bytes: number; isMapped: boolean } {
   const elements = shape.reduce((product, length) => product * length, 1);
@@ -136,7 +136,7 @@ function inMemory(
   if (activations !== 'f32') return { elements, bytes: ELEMENT[activations], isMapped: false };
   const kept = IN_PLACE[stored];
   const wanted = dtype === 'auto' ? kept : dtype;
-  const isMapped = kept !== undefined && wanted === kept && !isStacked(name);
+  const isMapped = kept !== undefined && wanted === kept && order === undefined && !isStacked(name);
   return { elements, bytes: wanted === undefined ? bytes / Math.max(1, elements) : ELEMENT[wanted], isMapped };
 }
 

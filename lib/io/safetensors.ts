@@ -17,6 +17,8 @@ export interface TensorEntry {
   offset: number;
   bytes: number;
   file: string;
+  /** Its axes from the slowest to the fastest in the file, where that is not their own order (PyTorch's files only). */
+  order?: number[];
 }
 
 /** Largest header that is accepted, in bytes (the reference's limit). */

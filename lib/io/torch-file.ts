@@ -8,13 +8,15 @@ import { readPickle, type PickleValue, type TensorRef } from './pickle.js';
 import { ELEMENT_BYTES, type TensorEntry } from './safetensors.js';
 import { withZip, type ByteRange, type ZipArchive } from './zip.js';
 
+/** Where training code keeps the state dict. */
+const NESTED = ['model', 'state_dict'];
 const MAX_PICKLE_BYTES = 64 * 2 ** 20;
 /** A pickled long, the magic number of the format before 1.6. */
 const LEGACY_MAGIC = Uint8Array.of(0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19);
 
 /**
  * The tensors of a .bin file by name, with their places in it. Throws IO, FORMAT (damaged, contradictory, or asking for anything
- * but tensors) and UNSUPPORTED (older than PyTorch 1.6, compressed, big-endian, not contiguous).
+ * but tensors) and UNSUPPORTED (older than PyTorch 1.6, compressed, big-endian, tensors with gaps).
  */
 export function readTorchFile(file: string): Map<string, TensorEntry> {
   refuseLegacy(file);
@@ -55,18 +57,33 @@ function refuseBigEndian(archive: ZipArchive, root: string): void {
   throw new QFormerError('UNSUPPORTED', message, { file: archive.file });
 }
 
-/** The tensors of a state dict. What else it holds is not for us, but a file without a tensor at its top is an error. */
+/**
+ * The tensors of a state dict, which lies at the top or, as training code saves it, one level down beside other things. What else
+ * there is is not for us, but a file without tensors in these places is an error.
+ */
 function namedTensors(value: PickleValue, file: string): [string, TensorRef][] {
   if (!(value instanceof Map)) throw fault(file, 'does not hold a dict of tensors');
+  const dicts = [value, ...NESTED.map((key) => value.get(key))].map((dict) => tensorsOf(dict, file));
+  const holding = dicts.filter(({ length }) => length > 0);
+  const keys = [...value.keys()].slice(0, 8).map((key) => describe(key));
+  const shown = keys.join(', ') || 'nothing';
+  if (holding.length === 0) throw fault(file, `has no tensors at its top; it holds ${shown}`);
+  const nested = dicts.slice(1).filter(({ length }) => length > 0);
+  if (nested.length > 1 && holding[0] === nested[0]) {
+    throw fault(file, `has tensors under ${NESTED.join(' and ')}; which are meant? It holds ${shown}`);
+  }
+  return holding[0]!;
+}
+
+function tensorsOf(dict: PickleValue | undefined, file: string): [string, TensorRef][] {
   const named: [string, TensorRef][] = [];
-  for (const [name, entry] of value) {
+  if (!(dict instanceof Map)) return named;
+  for (const [name, entry] of dict) {
     if (typeof entry !== 'object' || entry === null || !('kind' in entry) || entry.kind !== 'tensor') continue;
     if (typeof name !== 'string') throw fault(file, `a tensor has the name ${describe(name)}`);
     named.push([name, entry]);
   }
-  if (named.length > 0) return named;
-  const keys = [...value.keys()].slice(0, 8).map((key) => describe(key));
-  throw fault(file, `has no tensors at its top; it holds ${keys.join(', ') || 'nothing'}`);
+  return named;
 }
 
 function placed(name: string, tensor: TensorRef, range: ByteRange, file: string): TensorEntry {
@@ -81,23 +98,41 @@ function placed(name: string, tensor: TensorRef, range: ByteRange, file: string)
       name,
     );
   }
-  if (!isContiguous(shape, stride)) {
-    const message = `${file}: tensor ${describe(name)}: strides [${stride}] of shape [${shape}] are not contiguous; save it with .contiguous()`;
+  const order = storedOrder(shape, stride);
+  if (order === undefined) {
+    const message = `${file}: tensor ${describe(name)}: strides [${stride}] of shape [${shape}] leave gaps or overlap; save it with .contiguous()`;
     throw new QFormerError('UNSUPPORTED', message, { file, tensor: name });
   }
   if (offset + elements > storage.elements) {
     const what = `[${shape}] from element ${offset}`;
     throw fault(file, `${what} does not fit into a storage of ${storage.elements}`, name);
   }
-  const bytes = elements * size;
-  return { name, dtype: storage.dtype, shape, offset: range.offset + offset * size, bytes, file };
+  const entry = {
+    name,
+    dtype: storage.dtype,
+    shape,
+    offset: range.offset + offset * size,
+    bytes: elements * size,
+    file,
+  };
+  return order.every((axis, i) => axis === i) ? entry : { ...entry, order };
 }
 
-/** Row-major without gaps; the stride of an axis of length 1 says nothing, and an empty tensor has no elements to place. */
-function isContiguous(shape: readonly number[], stride: readonly number[]): boolean {
-  if (shape.includes(0)) return true;
+/**
+ * The axes from the slowest to the fastest where the elements lie without gaps and overlaps, so that they take as many places as
+ * there are elements; else undefined. The stride of an axis of length 1 says nothing: it comes first.
+ */
+function storedOrder(shape: readonly number[], stride: readonly number[]): number[] | undefined {
+  const own = shape.map((_, axis) => axis);
+  if (shape.includes(0) || isDense(own, shape, stride)) return own;
+  const long = own.filter((axis) => shape[axis] !== 1).sort((a, b) => stride[b]! - stride[a]!);
+  const order = [...own.filter((axis) => shape[axis] === 1), ...long];
+  return isDense(order, shape, stride) ? order : undefined;
+}
+
+function isDense(order: readonly number[], shape: readonly number[], stride: readonly number[]): boolean {
   let expected = 1;
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
+  for (const axis of order.toReversed()) {
     if (shape[axis] !== 1 && stride[axis] !== expected) return false;
     expected *= shape[axis]!;
   }

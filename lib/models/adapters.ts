@@ -6,8 +6,9 @@
 import { readAdapter, type AdapterInfo, type AdapterModule, type AdapterPart } from '../io/adapter.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError, describe } from '../errors.js';
-import { keep, MappedFile, ops, scope, Tensor, type Dtype } from '../tensor/index.js';
+import { keep, MappedFile, ops, scope, Tensor } from '../tensor/index.js';
 import { planAdapter, type AdapterChange, type AdapterPlan } from './adapter-plan.js';
+import { storedTensor } from './stored-tensor.js';
 import type { WeightChange, WeightVariant } from './weight-variant.js';
 import type { Weights } from './weights.js';
 
@@ -33,8 +34,6 @@ export interface LoadedAdapter {
   /** Tensors that `changes` read. */
   owned: Tensor[];
 }
-
-const DTYPES: Readonly<Record<string, Dtype>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
 
 /** Loads, applies, merges and frees adapters. Dispose it before the weights. */
 export class AdapterSet {
@@ -228,13 +227,14 @@ export class AdapterSet {
   }
 
   /** [first axis, the rest] of a stored tensor, f32 */
-  #read(adapter: LoadedAdapter, { file, offset, shape, dtype }: TensorEntry): Tensor {
+  #read(adapter: LoadedAdapter, entry: TensorEntry): Tensor {
+    const { file, shape } = entry;
     const mapped = MappedFile.open(file);
     try {
       const rows = shape[0]!;
       const stored = scope(() => {
         const flat = [rows, shape.reduce((product, extent) => product * extent, 1) / rows];
-        return mapped.tensor(offset, flat, DTYPES[dtype]!, this.weights.options.device).cast('f32');
+        return storedTensor(mapped, entry, this.weights.options.device).reshape(flat).cast('f32');
       });
       adapter.owned.push(keep(stored));
       return stored;

@@ -12,6 +12,7 @@ import { LoraContext } from '../nn/lora.js';
 import { ANY, Parameter, type Activations, type ParameterSource } from '../nn/parameter.js';
 import { dtypeSize, keep, MappedFile, ops, scope, Tensor, type Dtype } from '../tensor/index.js';
 import { chooseActivations } from './activations.js';
+import { STORED_DTYPES, storedTensor } from './stored-tensor.js';
 import { WeightVariant, type WeightChange } from './weight-variant.js';
 
 /**
@@ -52,7 +53,6 @@ const AT_LEAST_INT8 = /^vision_model\./;
 /** Columns that share a scale, at most. */
 const QUANTIZED_GROUP = 64;
 
-const FLOAT_DTYPES: Readonly<Record<string, Dtype>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
 // often enough for an abort to be noticed within some ten milliseconds even when every matrix is converted
 const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
 
@@ -175,12 +175,12 @@ export class Weights implements ParameterSource {
     const [declaration, entry] = [this.#declarations.get(name), this.checkpoint.tensors.get(name)];
     if (declaration === undefined || entry === undefined) throw new QFormerError('INTERNAL', `no parameter ${name}`);
     const { parameter, kind, part } = declaration;
-    const stored = FLOAT_DTYPES[entry.dtype]!;
+    const stored = STORED_DTYPES[entry.dtype]!;
     const group = this.#groupOf(declaration);
     const wanted = group === undefined ? this.#dtypeOf(kind, stored) : 'f32';
     const file = MappedFile.open(entry.file);
     const changed = (): Tensor => {
-      const read = file.tensor(entry.offset, entry.shape, stored, this.options.device);
+      const read = storedTensor(file, entry, this.options.device);
       return change(wanted === stored ? read : read.cast(wanted));
     };
     try {
@@ -238,8 +238,8 @@ export class Weights implements ParameterSource {
   }
 
   #load(file: MappedFile, entry: TensorEntry, { parameter, kind, part }: Declaration): void {
-    const stored = FLOAT_DTYPES[entry.dtype]!;
-    const read = () => file.tensor(entry.offset, entry.shape, stored, this.options.device);
+    const stored = STORED_DTYPES[entry.dtype]!;
+    const read = () => storedTensor(file, entry, this.options.device);
     const wanted = this.#dtypeOf(kind, stored);
     if (part === undefined) return this.#own(parameter, () => (wanted === stored ? read() : read().cast(wanted)));
     let stack = this.#stacks.get(parameter);
@@ -256,10 +256,7 @@ export class Weights implements ParameterSource {
     const bits = this.#bitsOf(parameter);
     const file = MappedFile.open(entry.file);
     try {
-      const { q, scales } = scope(() => {
-        const stored = FLOAT_DTYPES[entry.dtype]!;
-        return ops.quantize(file.tensor(entry.offset, entry.shape, stored, this.options.device), { bits, group });
-      });
+      const { q, scales } = scope(() => ops.quantize(storedTensor(file, entry, this.options.device), { bits, group }));
       this.#tensors.push(keep(q), keep(scales));
       parameter.assign({ q, scales });
     } finally {
@@ -334,7 +331,7 @@ function mismatch(entry: TensorEntry, declared: readonly number[]): string[] {
     declared.every((size, i) => size === shape[i] || (size === ANY && shape[i]! > 0));
   const want = declared.map((size) => (size === ANY ? 'any' : size)).join(', ');
   if (!fits) return [`${name} is [${shape.join(', ')}], must be [${want}]`];
-  return FLOAT_DTYPES[dtype] === undefined ? [`${name} is ${dtype}, must be F32, F16 or BF16`] : [];
+  return STORED_DTYPES[dtype] === undefined ? [`${name} is ${dtype}, must be F32, F16 or BF16`] : [];
 }
 
 function throwIfAborted(signal: AbortSignal | undefined): void {
