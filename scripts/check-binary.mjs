@@ -54,7 +54,7 @@ for (const file of binaries()) {
   }
 }
 for (const file of existsSync(objects) ? readdirSync(objects, { recursive: true }) : []) {
-  const isa = /(?:^|_)(avx2|avx512|avx512bf16|neon)(?:_.*)?\.cpp\.o$/.exec(file)?.[1];
+  const isa = /(?:^|_)(avx2|avx512|avx512bf16|amx|neon)(?:_.*)?\.cpp\.o$/.exec(file)?.[1];
   if (!isa) continue;
   const weak = sharedWeakSymbols(join(objects, file), isa);
   failed ||= weak.length > 0;

@@ -4,13 +4,21 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace qformer::cpu {
 
 extern const CpuKernels kernels_scalar;
 #if defined(__x86_64__)
-extern const CpuKernels kernels_avx2, kernels_avx512, kernels_avx512bf16;
+extern const CpuKernels kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
 #elif defined(__aarch64__)
 extern const CpuKernels kernels_neon;
 #endif
@@ -32,14 +40,32 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Linux lends the tile registers to processes that ask, from then on to all their threads.
+bool request_tile_data() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
+  static const bool permitted = request_tile_data();
+  return permitted;
+}
 #endif
 
 // Best first.
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {&kernels_avx512bf16, has_avx512bf16},
-    {&kernels_avx512, has_avx512},
-    {&kernels_avx2, has_avx2},
+    {&kernels_amx, has_amx},       {&kernels_avx512bf16, has_avx512bf16},
+    {&kernels_avx512, has_avx512}, {&kernels_avx2, has_avx2},
 #elif defined(__aarch64__)
     {&kernels_neon, always},
 #endif

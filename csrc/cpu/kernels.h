@@ -27,6 +27,42 @@ struct DotKernels {
                 void* packed_w, float* waiting, float* sums, int64_t ld_sums);
 };
 
+// Products of bf16 weights with x rounded to bf16 on a matrix unit, for 32 rows of w at a time (linear_amx.h). Steps
+// are 32 columns of k. x is packed in tiles of `columns` rows (1, 2, 4, 8 or 16); sums wait in tiles too, 16 x 16 f32
+// each.
+struct TileJob {
+  const void* w;  // two tiles of 16 rows, w_stride bytes apart
+  int64_t w_stride;
+  int64_t w_tile;  // bytes from the first tile to the second
+  int64_t w_step;  // bytes from one step to the next
+  const void* x;   // packed tiles of consecutive steps
+  int64_t x_tiles;
+  int64_t x_stride;  // bytes from one tile of rows to the next
+  int32_t columns;
+  int64_t steps;
+  bool fresh;  // sums start from zero, else from c
+  float* c;    // two tiles for each tile of x: [x_tiles][2][16][16]
+  // Fetched into cache meanwhile: 64 bytes per step of 32 rows, ahead_stride bytes apart, ahead_rows of them for each
+  // two tiles of x; from step ahead_steps on, of the rows at `then`. Addresses count from step 0 and need not be
+  // mapped.
+  const char* ahead;
+  const char* then;
+  int64_t ahead_stride, ahead_rows, ahead_steps;
+};
+
+struct TileKernels {
+  // The unit's registers belong to the thread from configure to release; idle threads must not hold them.
+  void (*configure)(int32_t columns);
+  void (*release)();
+  // `rows` <= columns rows of x as the tiles of `steps` steps, 64 * columns * steps bytes; zeros past `rows` and k
+  void (*pack_x)(const float* x, int64_t ldx, int64_t rows, int64_t k, int32_t columns, int64_t steps, void* out);
+  // `rows` <= 32 rows of w as [ceil(k / 32)][32][32] bf16, zeros past `rows` and k; out: 64-byte aligned
+  void (*copy_w)(const void* w, int64_t ldw, int64_t rows, int64_t k, void* out);
+  void (*multiply)(const TileJob& job);
+  // sums[i * ld + j * stride] of `rows` rows of x and 32 rows of w, from the two tiles at c
+  void (*turn)(const float* c, int64_t rows, float* sums, int64_t ld, int64_t stride);
+};
+
 struct LinearKernels {
   int32_t tile_m, tile_n;
   int64_t panel_bytes;
@@ -37,6 +73,7 @@ struct LinearKernels {
   void (*finish_gated)(const float* gate, const float* up, float* y, int64_t n, int32_t activation);
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,
                    int32_t dtype);
+  const TileKernels* bf16_tiles = nullptr;  // where given, all products of bf16_products are formed by it
 };
 
 // ---- quant ----
@@ -139,7 +176,7 @@ struct CpuKernels {
 };
 
 // The table chosen when first asked: the best the CPU runs, or the one QFORMER_ISA names (scalar, avx2, avx512,
-// avx512bf16, neon). A name this CPU cannot run is ignored.
+// avx512bf16, amx, neon). A name this CPU cannot run is ignored.
 const CpuKernels& kernels();
 
 // The table of that name, or null where this build or this CPU lacks it.

@@ -3,7 +3,8 @@
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
 // applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
 // weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight
-// panels are packed into L1 on the fly: n * k weights per block of rows.
+// panels are packed into L1 on the fly: n * k weights per block of rows. bf16 products on a matrix unit have ways of
+// their own (linear_tiles.cpp).
 
 #include "linear.h"
 
@@ -69,22 +70,6 @@ const QuantDotKernels& quant_kernels(const LinearCall& call) {
 QuantRows quant_rows(const LinearCall& call, int64_t row) {
   return {static_cast<const uint8_t*>(call.w) + row * (call.k * call.bits / 8),
           call.scales + row * (call.k / call.group), call.k, call.group};
-}
-
-// Applies the epilogue to rows [0, m) and columns [column, column + n) of y, whose rows begin at row `row`.
-void finish_block(const LinearCall& call, const float* sums, const float* up, int64_t ld_sums, int64_t row, int64_t m,
-                  int64_t column, int64_t n) {
-  const LinearKernels& table = kernels().linear;
-  for (int64_t i = 0; i < m; i++) {
-    float* y = call.y + (row + i) * call.ldy + column;
-    if (up != nullptr) {
-      table.finish_gated(sums + i * ld_sums, up + i * ld_sums, y, n, call.activation);
-      continue;
-    }
-    const float* bias = call.bias != nullptr ? call.bias + column : nullptr;
-    const float* residual = call.residual != nullptr ? call.residual + (row + i) * call.ldr + column : nullptr;
-    table.finish(sums + i * ld_sums, bias, residual, y, n, call.activation);
-  }
 }
 
 void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
@@ -195,6 +180,21 @@ void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
 
 }  // namespace
 
+void finish_block(const LinearCall& call, const float* sums, const float* up, int64_t ld_sums, int64_t row, int64_t m,
+                  int64_t column, int64_t n) {
+  const LinearKernels& table = kernels().linear;
+  for (int64_t i = 0; i < m; i++) {
+    float* y = call.y + (row + i) * call.ldy + column;
+    if (up != nullptr) {
+      table.finish_gated(sums + i * ld_sums, up + i * ld_sums, y, n, call.activation);
+      continue;
+    }
+    const float* bias = call.bias != nullptr ? call.bias + column : nullptr;
+    const float* residual = call.residual != nullptr ? call.residual + (row + i) * call.ldr + column : nullptr;
+    table.finish(sums + i * ld_sums, bias, residual, y, n, call.activation);
+  }
+}
+
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
   const LinearKernels& table = kernels().linear;
   if (w_dtype == QF_F32) return table.f32;
@@ -204,6 +204,8 @@ const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
 
 void run_linear(const LinearCall& call) {
   if (call.m <= 0 || call.n <= 0) return;
+  const bool bf16_products = call.w_dtype == QF_BF16 && call.math == QF_MATH_BF16;
+  if (bf16_products && call.k > 0 && kernels().linear.bf16_tiles != nullptr) return run_tiles(call);
   const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
   const Operand x = prepare_x(call, dot);
   if (call.m <= kStreamRows || call.k == 0) {

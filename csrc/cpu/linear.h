@@ -28,6 +28,14 @@ struct LinearCall {
 
 void run_linear(const LinearCall& call);
 
+// run_linear where kernels().linear.bf16_tiles serves the call; m, n, k > 0.
+void run_tiles(const LinearCall& call);
+
+// Applies the epilogue to rows [0, m) and columns [column, column + n) of y, whose rows begin at row `row`. sums, up:
+// raw products, rows ld_sums apart; up is null but for a gated call.
+void finish_block(const LinearCall& call, const float* sums, const float* up, int64_t ld_sums, int64_t row, int64_t m,
+                  int64_t column, int64_t n);
+
 // The products of f32 rows with weights of w_dtype.
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math);
 

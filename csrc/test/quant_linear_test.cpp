@@ -17,7 +17,7 @@ namespace {
 
 template <class Body>
 void on_every_level(const Body& body) {
-  for (const char* level : {"scalar", "avx2", "avx512", "avx512bf16", "neon"}) {
+  for (const char* level : {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"}) {
     const cpu::CpuKernels* table = cpu::find_kernels(level);
     if (table == nullptr) continue;
     cpu::override_kernels(table);

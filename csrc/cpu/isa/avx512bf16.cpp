@@ -1,4 +1,4 @@
-// The kernels for x86-64 with AVX-512 and its BF16 dot product.
+// The kernels for x86-64 with AVX-512 and its BF16 dot product; also the table of the level amx, which adds tiles.
 #if defined(__x86_64__)
 
 #define QF_ISA avx512bf16
@@ -8,8 +8,19 @@
 #include "../kernel_set.h"
 
 namespace qformer::cpu {
-extern const CpuKernels kernels_avx512bf16;
+
+extern const TileKernels tile_kernels_amx;
+extern const CpuKernels kernels_avx512bf16, kernels_amx;
+
+static constexpr CpuKernels with_tiles(CpuKernels table) {
+  table.level = "amx";
+  table.linear.bf16_tiles = &tile_kernels_amx;
+  return table;
+}
+
 const CpuKernels kernels_avx512bf16 = avx512bf16::kKernels;
+constinit const CpuKernels kernels_amx = with_tiles(avx512bf16::kKernels);
+
 }  // namespace qformer::cpu
 
 #endif
