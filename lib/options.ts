@@ -44,10 +44,13 @@ export interface LoadOptions {
 }
 
 /** Options of `estimateMemory`: those of a load that matter. */
-export type EstimateOptions = Pick<
+export interface EstimateOptions extends Pick<
   LoadOptions,
   'languageModel' | 'dtype' | 'quantize' | 'kvCacheTokens' | 'maxBatchSize'
->;
+> {
+  /** Folders of adapters that will be loaded. */
+  adapters?: string[];
+}
 
 /**
  * Options of one request. Greedy unless `temperature` is above 0; naming `topK`, `topP` or `minP` without a temperature
@@ -172,6 +175,15 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
   onProgress: rule('a function', (value) => typeof value === 'function'),
 };
 
+const { languageModel, dtype, quantize, kvCacheTokens, maxBatchSize } = loadRules;
+const estimateRules: Record<keyof EstimateOptions, Rule> = {
+  ...{ languageModel, dtype, quantize, kvCacheTokens, maxBatchSize },
+  adapters: rule(
+    'an array of folders',
+    (value) => Array.isArray(value) && value.every((dir) => typeof dir === 'string'),
+  ),
+};
+
 const requestRules = { signal, raw: boolean, exif: boolean, adapter: string };
 const captionRules = { ...requestRules, lang: string, prompt: string };
 const promptRules = { ...requestRules, image: anything };
@@ -207,8 +219,8 @@ export function checkLoadOptions(options: LoadOptions): void {
 
 /** Throws INVALID_ARGUMENT where `options` are not EstimateOptions. */
 export function checkEstimateOptions(options: EstimateOptions): void {
-  checkOptions('estimateMemory', options, ['languageModel', 'dtype', 'quantize', 'kvCacheTokens', 'maxBatchSize']);
-  checkValues('estimateMemory', options, loadRules);
+  checkOptions('estimateMemory', options, Object.keys(estimateRules));
+  checkValues('estimateMemory', options, estimateRules);
 }
 
 /** Throws INVALID_ARGUMENT where `options` are not ChatOptions. */

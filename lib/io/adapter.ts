@@ -93,6 +93,14 @@ export function readAdapter(dir: string): AdapterFiles {
   return files;
 }
 
+/** Names that a path in the wrapped model may have in the checkpoint: the whole model was wrapped, or its language model only. */
+export function checkpointNames(path: string): string[] {
+  const moved = path
+    .replace(/^model\.language_model\./, 'language_model.model.')
+    .replace(/^lm_head\b/, 'language_model.lm_head');
+  return [path, `language_model.${path}`, moved, path.replace(/^model\./, '')];
+}
+
 function readTensors(dir: string): Map<string, TensorEntry> {
   const [safetensors, pickled] = ['adapter_model.safetensors', 'adapter_model.bin'].map((name) => join(dir, name));
   if (fileExists(safetensors!)) return readSafetensorsHeader(safetensors!);

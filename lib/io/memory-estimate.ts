@@ -5,6 +5,7 @@
 // system at any time without loss, but a language model reads every weight for every token: a machine that cannot hold them
 // reads the disk instead, thousands of times slower. So they count in full.
 
+import { adapterBytes } from './adapter-memory.js';
 import type { CheckpointFiles } from './checkpoint.js';
 import type { ModelConfig, TextConfig } from './config.js';
 import type { RetrievalConfig } from './retrieval-checkpoint.js';
@@ -25,6 +26,8 @@ export interface MemoryOptions {
   quantize?: 'int8' | 'int4' | undefined;
   /** In which type the device computes. Default f32, as the CPU does; others hold all weights in it, uploaded. */
   activations?: 'f32' | 'f16' | 'bf16' | undefined;
+  /** Folders of adapters that will be loaded. */
+  adapters?: readonly string[] | undefined;
 }
 
 /** Bytes unless said otherwise. */
@@ -33,7 +36,9 @@ export interface MemoryEstimate {
   mapped: number;
   /** Weights that are converted, stacked or uploaded. */
   copied: number;
-  /** Of keys and values, for one token of one request. */
+  /** Adapters: their tensors, and copies of the weights that they change. */
+  adapters: number;
+  /** Of keys and values, for one token of one request; over T5 also for one token of the prompt that cross-attention reads. */
   kvPerToken: number;
   /** Tokens of the pool of keys and values. */
   kvTokens: number;
@@ -80,12 +85,14 @@ export function estimateCheckpoint(checkpoint: AnyCheckpoint, options: MemoryOpt
   const kvTokens = kvPerToken === 0 ? 0 : poolTokens(options, context, kvPerToken, kvBudget(free - copied, mapped));
   const caches = (options.imageCacheBytes ?? DEFAULT_IMAGE_CACHE_BYTES) + KEPT_BYTES;
   const base = BASE_BYTES;
+  const adapters = adaptersOf(checkpoint, options);
   const kv = kvTokens * kvPerToken;
-  const weights = mapped + copied;
+  const weights = mapped + copied + adapters;
   const needed = options.kvCacheTokens === undefined ? Math.min(context, LEAST_TOKENS) * kvPerToken : kv;
   return {
     mapped,
     copied,
+    adapters,
     kvPerToken,
     kvTokens,
     kv,
@@ -95,6 +102,17 @@ export function estimateCheckpoint(checkpoint: AnyCheckpoint, options: MemoryOpt
     required: weights + needed + base,
     peak: weights + kv + base + caches,
   };
+}
+
+function adaptersOf({ tensors }: AnyCheckpoint, options: MemoryOptions): number {
+  const held = (entry: TensorEntry): number => {
+    const { elements, bytes } = inMemory(entry, options);
+    return elements * bytes;
+  };
+  return adapterBytes(options.adapters ?? [], tensors, {
+    held,
+    activationBytes: ELEMENT[options.activations ?? 'f32'],
+  });
 }
 
 function poolTokens(options: MemoryOptions, context: number, kvPerToken: number, budget: number): number {

@@ -2,7 +2,7 @@
 // layer), and which tensors of the model it changes instead (DoRA, biases, embeddings, convolutions, whole modules). Everything
 // that does not fit is named in one error.
 
-import type { AdapterFiles, AdapterModule } from '../io/adapter.js';
+import { checkpointNames, type AdapterFiles, type AdapterModule } from '../io/adapter.js';
 import type { TensorEntry } from '../io/safetensors.js';
 import { QFormerError } from '../errors.js';
 import type { Weights } from './weights.js';
@@ -31,7 +31,7 @@ export function planAdapter(files: AdapterFiles, weights: Weights): AdapterPlan 
     else if (!placeModule(module, weights, plan, mismatched)) unmatched.push(module.a!.name, module.b!.name);
   }
   for (const [path, entry] of files.replacements) {
-    const name = candidates(path).find((candidate) => weights.checkpoint.tensors.has(candidate));
+    const name = checkpointNames(path).find((candidate) => weights.checkpoint.tensors.has(candidate));
     const shape = name === undefined ? undefined : weights.checkpoint.tensors.get(name)!.shape;
     if (name === undefined || !weights.has(name)) unmatched.push(entry.name);
     else if (!isShape(entry, shape!)) mismatched.push(wrong(entry, shape!));
@@ -44,14 +44,6 @@ export function planAdapter(files: AdapterFiles, weights: Weights): AdapterPlan 
     throw new QFormerError('FORMAT', `${files.dir}: the adapter has no tensors`, { dir: files.dir });
   }
   return plan;
-}
-
-/** Names that a path in the wrapped model may have in the checkpoint: the whole model was wrapped, or its language model only. */
-function candidates(path: string): string[] {
-  const moved = path
-    .replace(/^model\.language_model\./, 'language_model.model.')
-    .replace(/^lm_head\b/, 'language_model.lm_head');
-  return [path, `language_model.${path}`, moved, path.replace(/^model\./, '')];
 }
 
 /** What is wrong with a module by itself. */
@@ -67,7 +59,7 @@ function faultsOf({ path, a, b, rank }: AdapterModule): string[] {
 /** False where the model has no such module. */
 function placeModule(module: AdapterModule, weights: Weights, plan: AdapterPlan, mismatched: string[]): boolean {
   const { tensors } = weights.checkpoint;
-  const name = candidates(module.path).find((candidate) => weights.has(`${candidate}.weight`));
+  const name = checkpointNames(module.path).find((candidate) => weights.has(`${candidate}.weight`));
   if (name === undefined) return false;
   const weight = `${name}.weight`;
   const [out, ...rest] = tensors.get(weight)!.shape as [number, ...number[]];

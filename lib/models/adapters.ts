@@ -9,7 +9,7 @@ import { QFormerError, describe } from '../errors.js';
 import { keep, MappedFile, ops, scope, Tensor } from '../tensor/index.js';
 import { planAdapter, type AdapterChange, type AdapterPlan } from './adapter-plan.js';
 import { storedTensor } from './stored-tensor.js';
-import type { WeightChange, WeightVariant } from './weight-variant.js';
+import { bytesOf, type WeightChange, type WeightVariant } from './weight-variant.js';
 import type { Weights } from './weights.js';
 
 /** A low-rank part in memory: a: [rank, in] f32, b: [out, rank] f32. */
@@ -48,6 +48,14 @@ export class AdapterSet {
 
   list(): AdapterInfo[] {
     return [...this.#loaded.values()].map(({ info }) => ({ ...info }));
+  }
+
+  /** Bytes of the tensors that loaded and merged adapters hold beside the weights. */
+  get bytes(): number {
+    const loaded = [...this.#loaded.values()];
+    const variants = [...loaded.map(({ variant }) => variant), this.#merged?.variant];
+    const tensors = [...loaded.flatMap(({ owned }) => owned), ...this.#tables];
+    return variants.reduce((sum, variant) => sum + (variant?.bytes ?? 0), bytesOf(tensors));
   }
 
   /** INVALID_ARGUMENT naming the loaded ones where `name` is none of them. */

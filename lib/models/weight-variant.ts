@@ -2,7 +2,7 @@
 // values in use, and again back: nothing is ever computed from a changed weight, so going back is exact.
 
 import type { Parameter, ParameterValue } from '../nn/parameter.js';
-import { keep, scope, Tensor } from '../tensor/index.js';
+import { dtypeSize, keep, scope, Tensor } from '../tensor/index.js';
 
 /** Computes a changed weight; w: as the model keeps it, unquantised → the same shape and dtype. Runs inside a scope. */
 export type WeightChange = (w: Tensor) => Tensor;
@@ -11,6 +11,11 @@ export type WeightChange = (w: Tensor) => Tensor;
 export class WeightVariant {
   readonly #values = new Map<Parameter, ParameterValue>();
   #isSwapped = false;
+
+  /** Of its values, while they are not swapped in. */
+  get bytes(): number {
+    return bytesOf([...this.#values.values()].flatMap(tensorsOf));
+  }
 
   /** Takes over the value of a parameter. */
   add(parameter: Parameter, value: ParameterValue): void {
@@ -64,3 +69,7 @@ export class WeightVariant {
 }
 
 const tensorsOf = (value: ParameterValue): Tensor[] => (value instanceof Tensor ? [value] : [value.q, value.scales]);
+
+/** Bytes of the tensors' elements. */
+export const bytesOf = (tensors: readonly Tensor[]): number =>
+  tensors.reduce((sum, { size, dtype }) => sum + size * dtypeSize(dtype), 0);

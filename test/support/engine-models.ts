@@ -28,6 +28,8 @@ export interface LoadedEngine {
   runner: ModelRunner;
   imageEncoder?: ImageEncoder;
   adapters: AdapterSet;
+  /** Of the pool of keys and values. */
+  kvBytes: number;
   dispose(): void;
 }
 
@@ -90,6 +92,7 @@ export async function loadEngine(name: string, options: LoadOptions = {}): Promi
     model,
     runner,
     adapters,
+    kvBytes: kvPool.bytes,
     ...(imageEncoder && { imageEncoder }),
     dispose,
   };
