@@ -1,7 +1,7 @@
 // The targets that the project has set itself, judged on the figures of this run. Nothing fails when one is missed.
 
 import { DISPATCH_TARGET } from './ops/dispatch.js';
-import { GEMM_TARGET, GEMV_TARGET } from './ops/limit-shares.js';
+import { GEMM_TARGET, GEMV_TARGET, INT4_GEMV_TARGET, INT8_GEMV_TARGET } from './ops/limit-shares.js';
 import type { Report } from './report.js';
 import { formatFigure, formatTime } from './report-rows.js';
 import type { Peaks, Row } from './row.js';
@@ -22,7 +22,9 @@ export function judgeTargets(report: Report): Verdict[] {
     const gemm = share(report, peaks, `f32 GEMM ≥ ${SHARE_PERCENT} % of the FMA peak, ${of}`, GEMM_TARGET);
     return [
       ...(peaks.threads === 1 ? [gemm] : []),
-      share(report, peaks, `bf16 GEMV ≥ ${SHARE_PERCENT} % of DRAM read, ${of}`, GEMV_TARGET),
+      ...Object.entries({ bf16: GEMV_TARGET, int8: INT8_GEMV_TARGET, int4: INT4_GEMV_TARGET }).map(([dtype, name]) =>
+        share(report, peaks, `${dtype} GEMV ≥ ${SHARE_PERCENT} % of DRAM read, ${of}`, name),
+      ),
       judge(report, peaks, `op dispatch ≤ 0.3 µs, ${of}`, DISPATCH_TARGET, ({ timing }) => {
         return { share: DISPATCH_MS / timing!.median, text: formatTime(timing!.median) };
       }),
