@@ -4,7 +4,7 @@
 // to 16 rows of x (a B tile: row p holds the pair k = 2p, 2p + 1 of every row of x) and adds to 16 x 16 sums in f32 (a
 // C tile). Canonical order of one output element: these instructions in ascending k, the tail zero-filled; C tiles that
 // wait in memory between panels of k keep their bits. Two A and two B tiles make four products of four loads, which is
-// what the eight tile registers allow: 100 % of the unit's rate while both operands come from L1.
+// what the eight tile registers allow; loads that hit L1 hide behind the products.
 //
 // The unit ignores MXCSR: it rounds to nearest even, and subnormal inputs and sums count as zero. NaN and infinity
 // propagate. Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter 20.

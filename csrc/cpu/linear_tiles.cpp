@@ -5,6 +5,11 @@
 // by up to kPanelSteps steps of w are copied into L1 and used for all rows of x, because rows a multiple of 4 KiB apart
 // would push each other out of L1 between two uses; the sums of a task wait in L2 between panels of k. Ragged edges of
 // n and k go through the copy as well, so nothing outside w is read. Threads share out columns of y, never k.
+//
+// Measured on one core of an Emerald Rapids Xeon (unit alone: 2340 GFLOP/s; DRAM read about 19 GB/s). m = 1 to 32:
+// weights at 15 to 18 GB/s. m = 257: 680 to 790 GFLOP/s, a third of the peak. The inner loop alone reaches 62 % with x
+// in L2 (some 40 bytes a clock arrive, 64 would be needed), 50 % where x is larger than L2, 43 % with the copies of w;
+// the epilogue in f32 and DRAM take the rest.
 
 #include <algorithm>
 
@@ -20,8 +25,8 @@ constexpr int64_t kStep = 32;  // columns of k per tile
 constexpr int64_t kPair = 32;  // rows of w per job
 constexpr int64_t kStepBytes = kStep * 2;
 constexpr int64_t kPairFloats = 512;  // two tiles of sums
-constexpr int64_t kStreamRows = 32;
-constexpr int64_t kPanelSteps = 8;  // 16 KiB of w: as much of x and of sums fits beside it
+constexpr int64_t kStreamRows = 64;   // past two tiles of x, w is read again, from L2
+constexpr int64_t kPanelSteps = 8;    // 16 KiB of w: as much of x and of sums fits beside it
 constexpr int64_t kBlockRows = 544;
 constexpr int64_t kTaskPairs = 8;    // of the packed path
 constexpr int64_t kStreamPairs = 8;  // whose sums wait for their epilogue
