@@ -11,7 +11,6 @@ import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statS
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { build } from 'esbuild';
 import { findNvcc } from './cuda-gate.mjs';
 import { capture, step, StepError } from './steps.mjs';
 
@@ -90,6 +89,7 @@ const filesBelow = (folder, pattern) =>
 
 /** lib/ and test/ file by file, so that paths relative to a module stay right; the benchmarks as one file. */
 async function compileSources() {
+  const { build } = await import('esbuild'); // installed by the bootstrap
   const tests = [...new Set(Object.values(TESTS).flat())].map((name) => `test/${name}.test.ts`);
   const entryPoints = [...filesBelow('lib', /\.ts$/), ...filesBelow('test/support', /\.ts$/), ...tests];
   const common = { format: 'esm', platform: 'node', target: 'node20', logLevel: 'warning' };
