@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { basename, dirname, join } from 'node:path';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import * as library from '../lib/index.js';
 import { packageRoot } from '../lib/package-root.js';
 import { qformer } from './support/cli-process.js';
 import { codeBlocks, matches } from './support/markdown.js';
@@ -48,6 +49,19 @@ describe('an example of the library', () => {
     for (const entry of ["'qformer'", "'qformer/tensor'"]) expect(code).toContain(entry);
   });
 
+  // A class shows by its methods, a function by its name. The language or the library itself calls the exceptions.
+  it('stands in the README for each export of the library and each method of its classes', () => {
+    const code = examples.flatMap((example) => (example.page === 'README.md' ? example.code : [])).join('\n');
+    const implicit = ['constructor', 'then', 'toJSON', 'requestedBy'];
+    const wanted = Object.entries(library).flatMap(([name, value]) => {
+      const methods = Object.getOwnPropertyNames(value.prototype ?? {}).filter((method) => !implicit.includes(method));
+      return methods.length === 0 ? [name] : methods.map((method) => `.${method}`);
+    });
+    expect(wanted.length).toBeGreaterThan(35);
+    const shown = (name: string): boolean => new RegExp(`${name.startsWith('.') ? '\\' : '\\b'}${name}\\b`).test(code);
+    expect(wanted.filter((name) => !shown(name))).toEqual([]);
+  });
+
   it.each(examples)('at $page:$line prints what stands below it', async ({ code, page, line, output }) => {
     const compilerOptions = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
     const file = join(dir, `${basename(page, '.md')}-${line}.mjs`);
@@ -66,13 +80,14 @@ describe('a command', () => {
   });
 
   const commands = blocks.filter(({ language }) => language === 'sh').flatMap(({ code }) => code.trim().split('\n'));
-  const ours = commands.filter((command) => command.startsWith('npx qformer '));
+  const ours = commands.flatMap((command) => {
+    const [, input, line] = /^(?:echo "(.*)" \| )?npx qformer (.*)$/.exec(command) ?? [];
+    return line === undefined ? [] : [{ command, input, line }];
+  });
 
-  it.each(ours)('runs: %s', async (command) => {
-    const args = [...command.slice('npx qformer '.length).matchAll(/"([^"]*)"|(\S+)/g)].map(
-      ([, quoted, bare]) => quoted ?? bare!,
-    );
-    const { stdout, stderr, code } = await qformer(args);
+  it.each(ours)('runs: $command', async ({ input, line }) => {
+    const args = [...line.matchAll(/"([^"]*)"|(\S+)/g)].map(([, quoted, bare]) => quoted ?? bare!);
+    const { stdout, stderr, code } = await qformer(args, { input });
     expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
     expect(stdout).not.toBe('');
   });
