@@ -6,6 +6,7 @@ import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isEmulated, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.js';
 import { noise } from './support/noise.js';
+import { isReordered, reordered, widened, withReorderedColumns } from './support/quantized.js';
 
 expectDevices();
 
@@ -193,15 +194,16 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
         expect(q.shape).toEqual([n, (k * bits) / 8]);
         expect(scales.shape).toEqual([n, k / group]);
         const [wv, limit] = [w.toFloat32(), bits === 8 ? 127 : 7];
-        const widened = widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group);
+        const values = widened({ q, scales }, k);
         scales.toFloat32().forEach((scale, g) => {
-          const values = wv.subarray(g * group, (g + 1) * group);
-          const largest = values.reduce((best, value) => Math.max(best, Math.abs(value)), 0);
+          const largest = wv
+            .subarray(g * group, (g + 1) * group)
+            .reduce((best, value) => Math.max(best, Math.abs(value)), 0);
           expect(scale).toBe(Math.fround(largest / limit));
           for (let i = 0; i < group; i++) {
             const at = g * group + i;
             // half a step, and the rounding of w / scale
-            expect(Math.abs(widened[at]! - wv[at]!)).toBeLessThanOrEqual(scale * (0.5 + 1e-4));
+            expect(Math.abs(values[at]! - wv[at]!)).toBeLessThanOrEqual(scale * (0.5 + 1e-4));
           }
         });
       }));
@@ -213,23 +215,20 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
           [9, 1216, 64],
           [7, 120, 40],
         ] as const) {
-          const { q, scales } = ops.quantize(weight([n, k], 52, 'f32'), { bits, group });
+          const quantized = ops.quantize(weight([n, k], 52, 'f32'), { bits, group });
           const x = act([m, k], 53);
           const norm = { weight: random([k], 54), eps: 1e-6 };
           const rest = { bias: random([n], 55), activation: 'silu' } as const;
           // The CPU adds the columns of int4 blocks in an order of its own.
-          const inBlocks = device === 'cpu' && bits === 4 && group % 32 === 0;
-          const order = (row: Float32Array) => (inBlocks ? reordered(row) : row);
-          const values = order(widen(q.toArray() as Uint8Array, scales.toFloat32(), bits, k, group));
-          const w = Tensor.fromArray(values, [n, k], { device }).cast(dtype);
-          const normed = inBlocks
-            ? Tensor.fromArray(order(ops.rmsNorm(x, norm.weight, norm.eps).toFloat32()), [m, k], { device })
-            : x;
+          const inBlocks = device === 'cpu' && isReordered(quantized, k);
+          const values = widened(quantized, k);
+          const w = Tensor.fromArray(inBlocks ? reordered(values) : values, [n, k], { device }).cast(dtype);
+          const normed = inBlocks ? withReorderedColumns(ops.rmsNorm(x, norm.weight, norm.eps)) : x;
           for (const options of [
             { ...rest, residual: act([m, n], 56) },
             { ...rest, residual: random([m, n], 56), dtype: 'f32' as const },
           ]) {
-            const y = ops.quantLinear(x, { q, scales }, { ...options, norm });
+            const y = ops.quantLinear(x, quantized, { ...options, norm });
             const expected = ops.linear(normed, w, { ...options, ...(!inBlocks && { norm }) });
             expect(y.dtype).toBe(expected.dtype);
             expectSameBits(y.toFloat32(), expected.toFloat32(), `quantLinear in ${y.dtype}, groups of ${group}`);
@@ -283,19 +282,3 @@ const rawBits = (x: Tensor): Buffer => {
   const values = x.toArray();
   return Buffer.from(values.buffer, values.byteOffset, values.byteLength);
 };
-
-/** [n, k] as f32 from what quantize stores. */
-function widen(q: Uint8Array, scales: Float32Array, bits: 4 | 8, k: number, group: number): Float32Array {
-  return Float32Array.from({ length: (q.length * 8) / bits }, (_, i) => {
-    const level = bits === 8 ? (q[i]! << 24) >> 24 : ((q[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
-    return level * scales[Math.floor(i / k) * (k / group) + Math.floor((i % k) / group)]!;
-  });
-}
-
-/** Blocks of 32 columns, place i of each holding column 8 · (i mod 4) + ⌊i / 4⌋. */
-function reordered(values: Float32Array): Float32Array {
-  return values.map((_, at) => {
-    const i = at % 32;
-    return values[at - i + 8 * (i % 4) + Math.floor(i / 4)]!;
-  });
-}
