@@ -3,8 +3,11 @@
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { bytes } from '../lib/cli/output.js';
+import { estimateMemory } from '../lib/index.js';
 import { packageRoot } from '../lib/package-root.js';
 import { qformer } from './support/cli-process.js';
+import { fixturePath } from './support/fixtures.js';
 
 const samples = join('models', 'samples');
 const fox = join(samples, 'fox_noto.png');
@@ -58,6 +61,7 @@ describe('qformer', () => {
   it.each([
     [['info', 'no-such-folder'], 'IO', /no-such-folder/],
     [['info', 'package.json'], 'IO', /package\.json/],
+    [['info', '--adapter', 'no-such-folder'], 'IO', /no-such-folder/],
     [['caption', fox, '--model', 'no-such-folder'], 'IO', /no-such-folder/],
     [['caption', 'no-such-file.png'], 'IO', /no-such-file\.png/],
     [['caption', 'package.json'], 'FORMAT', /./],
@@ -242,5 +246,20 @@ describe('qformer info', () => {
     };
     expect(info.parameters).toBe(7_960_192);
     expect(info.parts.reduce((sum, part) => sum + part.parameters, 0)).toBe(info.parameters);
+  });
+
+  it('counts every adapter that is named', async () => {
+    const model = fixturePath('instructblip-vicuna-tiny');
+    const dirs = ['adapter_a_standard', 'adapter_d_vision'].map((name) => fixturePath('lora', name));
+    const flags = dirs.flatMap((dir) => ['--adapter', dir]);
+    const { adapters, required } = estimateMemory(model, { adapters: dirs });
+    const info = parse((await qformer(['info', model, ...flags, '--json'])).stdout) as {
+      memory: { adapters: number; required: number };
+    };
+    expect(info.memory).toMatchObject({ adapters, required });
+    expect(adapters).toBeGreaterThan(estimateMemory(model, { adapters: dirs.slice(0, 1) }).adapters);
+    const line = new RegExp(`^adapters +${bytes(adapters)}$`, 'm');
+    expect((await qformer(['info', model, ...flags])).stdout).toMatch(line);
+    expect((await qformer(['info', model])).stdout).not.toMatch(/^adapters/m);
   });
 });

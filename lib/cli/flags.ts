@@ -34,8 +34,13 @@ export interface CommonFlags {
   image?: boolean;
 }
 
+/** The flags of `info`, which takes any number of adapters. */
+export type InfoFlags = Pick<CommonFlags, 'languageModel' | 'dtype' | 'quantize' | 'kvCacheTokens' | 'json'> & {
+  adapter?: string[];
+};
+
 /** The flags that are load options; their values are checked by `loadModel`. */
-export function loadOptions(flags: CommonFlags): LoadOptions {
+export function loadOptions(flags: Omit<CommonFlags, 'adapter'>): LoadOptions {
   const { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } = flags;
   return { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } as LoadOptions;
 }

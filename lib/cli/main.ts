@@ -4,7 +4,7 @@
 
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { packageVersion } from '../package-files.js';
-import type { CommonFlags } from './flags.js';
+import type { CommonFlags, InfoFlags } from './flags.js';
 import { fail, oneLine, quietOnBrokenPipe } from './output.js';
 
 const number = (value: string): number => {
@@ -12,6 +12,8 @@ const number = (value: string): number => {
   if (value.trim() === '' || !Number.isFinite(parsed)) throw new InvalidArgumentError(`'${value}' is not a number.`);
   return parsed;
 };
+
+const collect = (value: string, earlier: string[] = []): string[] => [...earlier, value];
 
 const modelFlags = (command: Command): Command =>
   deviceFlags(
@@ -135,8 +137,9 @@ function program(): Command {
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
     .option('--quantize <type>', 'linear layers as int8 or int4')
     .option('--kv-cache-tokens <n>', 'tokens in the cache of keys and values', number)
+    .option('--adapter <dir>', 'count a PEFT LoRA adapter too; may be given several times', collect)
     .option('--json', 'print a JSON object')
-    .action(async (dir: string | undefined, flags: CommonFlags) => (await import('./report.js')).printInfo(dir, flags));
+    .action(async (dir: string | undefined, flags: InfoFlags) => (await import('./report.js')).printInfo(dir, flags));
 
   for (const command of root.commands) command.exitOverride().configureOutput(root.configureOutput());
   return root;

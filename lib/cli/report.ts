@@ -4,7 +4,7 @@ import { basename } from 'node:path';
 import { doctor } from '../doctor.js';
 import { estimateMemory, inspect } from '../inspect.js';
 import { demoModel } from '../package-files.js';
-import { loadOptions, type CommonFlags } from './flags.js';
+import { loadOptions, type InfoFlags } from './flags.js';
 import { bytes } from './output.js';
 
 /** Prints what the machine offers. Exit code 1 when the native code cannot be used at all. */
@@ -37,11 +37,10 @@ function describeDevice(device: { device?: string; level?: string; threads?: num
 }
 
 /** Prints what a checkpoint folder holds. */
-export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
-  const { languageModel } = flags;
-  const { dtype, quantize, kvCacheTokens } = loadOptions(flags);
+export function printInfo(dir: string = demoModel(), flags: InfoFlags): void {
+  const { languageModel, dtype, quantize, kvCacheTokens } = loadOptions(flags);
   const info = inspect(dir, { languageModel });
-  const memory = estimateMemory(dir, { languageModel, dtype, quantize, kvCacheTokens });
+  const memory = estimateMemory(dir, { languageModel, dtype, quantize, kvCacheTokens, adapters: flags.adapter });
   if (flags.json) return void process.stdout.write(`${JSON.stringify({ ...info, memory })}\n`);
   printRows([
     ['folder', info.dir],
@@ -64,7 +63,7 @@ export function printInfo(dir: string = demoModel(), flags: CommonFlags): void {
 }
 
 function describeMemory(parameters: number, memory: ReturnType<typeof estimateMemory>): [string, string][] {
-  const { mapped, copied, kvPerToken, kvTokens, kv, context, caches, required, peak, available } = memory;
+  const { mapped, copied, adapters, kvPerToken, kvTokens, kv, context, caches, required, peak, available } = memory;
   const generation: [string, string][] = [
     ['keys and values', `${bytes(kvPerToken)} a token, ${bytes(kv)} for ${kvTokens} tokens (context: ${context})`],
   ];
@@ -72,6 +71,7 @@ function describeMemory(parameters: number, memory: ReturnType<typeof estimateMe
     ['all weights in f32', bytes(4 * parameters)],
     ['… in f16 or bf16', bytes(2 * parameters)],
     ['weights in memory', `${bytes(mapped)} used in place in the files, ${bytes(copied)} copied`],
+    ...(adapters > 0 ? [['adapters', bytes(adapters)] satisfies [string, string]] : []),
     ...(kvPerToken > 0 ? generation : []),
     ['caches when full', bytes(caches)],
     ['needed at least', bytes(required)],
