@@ -26,7 +26,7 @@ const TESTS = {
     ...['tensor', 'graph', 'op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'half-precision-ops'],
     ...['attention-bias', 'lora', 'sampling'],
   ],
-  models: ['device-models'],
+  models: ['vit', 'qformer', 'blip2', 'language-models', 'llama', 't5'],
   engine: ['device-engine', 'device-adapters', 'device-demo-model'],
   sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
@@ -36,7 +36,7 @@ const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
 /** Fixtures and checkpoints that these tests and the demonstration read: weights hardly compress, so no others. */
 const DATA = [
   ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
-  ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'generated/t5-tiny', 'generated/adapters/expected.safetensors'],
+  ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'instructblip-flant5-tiny', 'generated'],
 ].map((fixture) => `test/fixtures/${fixture}`);
 const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */

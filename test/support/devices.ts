@@ -25,11 +25,35 @@ export function activationDtypes(device: string): Dtype[] {
   return found.find(({ name }) => name === device || name === `${device}:0`)?.activationDtypes ?? [];
 }
 
+/** A device and a dtype that it computes in. */
+export interface Run {
+  device: string;
+  dtype: 'f32' | 'f16' | 'bf16';
+}
+
+/** Every device in every dtype that it computes in. */
+export const runs: readonly Run[] = testDevices.flatMap((device) =>
+  activationDtypes(device).map((dtype) => ({ device, dtype: dtype as Run['dtype'] })),
+);
+
+/** Those in 16 bits: none on the CPU, which computes in f32 whatever the weights are. */
+export const halfRuns: readonly Run[] = runs.filter(({ dtype }) => dtype !== 'f32');
+
+/** Options that let a model compute in f32: on the CPU from the weights as stored, on a GPU from f32 copies of them. */
+export const inF32 = (device: string): { device: string; dtype: 'auto' | 'f32' } => ({
+  device,
+  dtype: device === 'cpu' ? 'auto' : 'f32',
+});
+
 /** Whether a device works behind the caller's back, so that what it finds wrong comes with the next read. */
 export const isAsync = (device: string): boolean => device !== 'cpu';
 
 /** Whether a device is the emulated GPU, about a thousand times slower than a real one: its samples are smaller. */
 export const isEmulated = (device: string): boolean => device === 'emulated';
+
+/** All cases of one kind; on the emulated GPU the first `count` of them. */
+export const sample = <T>(device: string, cases: readonly T[], count = 1): readonly T[] =>
+  isEmulated(device) ? cases.slice(0, count) : cases;
 
 /** Runs `fn` and waits for the device, so that an error found there is thrown here. */
 export function settled<T>(device: string, fn: () => T): T {

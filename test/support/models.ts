@@ -58,6 +58,7 @@ export async function withEditedCheckpoint(
 /** A paged cache for a few sequences of up to `capacity` tokens each, and the batches that extend them. */
 export class PagedSequences {
   readonly kvCache: KvCache;
+  readonly blockSize = 7;
   readonly #tables: number[][];
   readonly #lengths: number[];
   readonly #device: string;
@@ -66,9 +67,9 @@ export class PagedSequences {
     readonly model: LanguageModel,
     sequences: number,
     capacity: number,
-    readonly blockSize = 7,
-    { device, dtype }: { device: string; dtype: Dtype } = { device: 'cpu', dtype: 'f32' },
+    { device = 'cpu', dtype = 'f32' }: { device?: string; dtype?: Dtype } = {},
   ) {
+    const blockSize = this.blockSize;
     this.#device = device;
     const perSequence = Math.ceil(capacity / blockSize);
     const blocks = sequences * perSequence;
@@ -120,7 +121,7 @@ export class EncodedSequence {
     const { device } = inputs;
     this.#device = device;
     this.#tokens = inputs.shape[0]!;
-    this.#paged = new PagedSequences(model, 2, Math.max(this.#tokens, capacity), 7, { device, dtype: inputs.dtype });
+    this.#paged = new PagedSequences(model, 2, Math.max(this.#tokens, capacity), { device, dtype: inputs.dtype });
     const { slotMapping, blockTable, kvCache } = this.#paged.next([this.#tokens, 0]);
     model.encode!(inputs, { cuSeqlens: idTensor([0, this.#tokens], device), slotMapping, kvCache });
     this.#blocks = [...blockTable.slice(0, 0, 1).toArray()];
@@ -187,7 +188,7 @@ export function greedy(
     const embeds = embed();
     const tokens = embeds.shape[0]!;
     const { device } = embeds;
-    const sequence = new PagedSequences(model, 1, tokens + maxNewTokens, 7, { device, dtype: embeds.dtype });
+    const sequence = new PagedSequences(model, 1, tokens + maxNewTokens, { device, dtype: embeds.dtype });
     const promptLogits = new Float32Array(tokens * model.vocabSize);
     for (let start = 0; start < tokens; start += chunk) {
       const end = Math.min(start + chunk, tokens);
