@@ -13,11 +13,9 @@ import { readSafetensorsHeader, type TensorEntry } from '../lib/io/safetensors.j
 import { weightBytes } from '../lib/io/memory-estimate.js';
 import { readTorchFile } from '../lib/io/torch-file.js';
 import type { Llama } from '../lib/models/llama.js';
-import { storedTensor } from '../lib/models/stored-tensor.js';
-import { MappedFile, scope } from '../lib/tensor/index.js';
 import { expectError } from './support/expect-error.js';
 import { expectSameBits, fixturePath } from './support/fixtures.js';
-import { greedy, idTensor, loadForTest } from './support/models.js';
+import { greedy, idTensor, loadForTest, storedValues } from './support/models.js';
 import { dictPickle, op, tensorPickle, torchFile, zip, type BuiltTorchTensor } from './support/torch-file-builder.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'qformer-torch-'));
@@ -31,15 +29,6 @@ function read(bytes: Uint8Array): Map<string, TensorEntry> {
 }
 
 const bytesOf = ({ file, offset, bytes }: TensorEntry) => readFileSync(file).subarray(offset, offset + bytes);
-
-function valuesOf(entry: TensorEntry): Float32Array {
-  const file = MappedFile.open(entry.file);
-  try {
-    return scope(() => storedTensor(file, entry, 'cpu').toFloat32());
-  } finally {
-    file.close();
-  }
-}
 
 function expectTwins(torch: ReadonlyMap<string, TensorEntry>, safe: ReadonlyMap<string, TensorEntry>): void {
   expect([...torch.keys()].sort()).toEqual([...safe.keys()].sort());
@@ -102,7 +91,7 @@ describe('a file that PyTorch wrote', () => {
       ['row', undefined],
       ['inside', [1, 0]],
     ]);
-    for (const [name, twin] of twins) expectSameBits(valuesOf(torch.get(name)!), valuesOf(twin), name);
+    for (const [name, twin] of twins) expectSameBits(storedValues(torch.get(name)!), storedValues(twin), name);
   });
 
   test('with every matrix transposed, one level down, makes the model that its twin makes, quantised or not', async () => {
@@ -142,7 +131,7 @@ describe('a file that PyTorch wrote', () => {
     ['state-dict', { a: [0, 1, 2, 3, 4, 5], b: [0, 2, 1, 3] }],
   ])('%s.bin holds its tensors one level down', (name, expected) => {
     const entries = [...readTorchFile(fixture(`${name}.bin`)).values()];
-    expect(Object.fromEntries(entries.map((entry) => [entry.name, [...valuesOf(entry)]]))).toEqual(expected);
+    expect(Object.fromEntries(entries.map((entry) => [entry.name, [...storedValues(entry)]]))).toEqual(expected);
   });
 
   test.each([

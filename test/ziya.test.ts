@@ -1,7 +1,7 @@
 // Ziya-Visual: a visual folder and a language model in another one. Every stage, the ids of all reference prompts alone and
 // together, the three turns of the reference's chat, and what is said when the two folders do not make one model.
 
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -9,6 +9,7 @@ import { loadEngine, type LoadedEngine } from '../lib/engine/load.js';
 import { inspect, loadModel, type Model } from '../lib/index.js';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { loadImage } from '../lib/io/image.js';
+import { readSafetensorsHeader } from '../lib/io/safetensors.js';
 import type { Blip2 } from '../lib/models/blip2.js';
 import { createModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
@@ -16,6 +17,8 @@ import { scope, Tensor } from '../lib/tensor/index.js';
 import { expectError, expectRejection } from './support/expect-error.js';
 import { finishAll } from './support/engine-models.js';
 import { expectClose, expectNoLeaks, fixturePath, Goldens, readJson } from './support/fixtures.js';
+import { storedValues } from './support/models.js';
+import { torchFileOf } from './support/torch-file-builder.js';
 
 const FIXTURE = 'ziya-visual-tiny';
 const visual = fixturePath(FIXTURE, 'visual');
@@ -214,6 +217,55 @@ describe('rows of the embedding table beyond the tokenizer', () => {
       rmSync(dir, { recursive: true, force: true });
     }
   }
+});
+
+// Ziya-BLIP2-14B-Visual-v1: one file of PyTorch in f32, a configuration of a class of its own that says nothing reliable about the
+// language model, and no settings of the image processor. LLaMA folders of its time: shards of PyTorch and SentencePiece.
+describe('the two folders as they are published', () => {
+  const root = mkdtempSync(join(tmpdir(), 'qformer-published-'));
+  afterAll(() => rmSync(root, { recursive: true, force: true }));
+
+  function write(folder: string, files: Record<string, object | Uint8Array>): string {
+    const dir = join(root, folder);
+    mkdirSync(dir);
+    for (const [name, content] of Object.entries(files)) {
+      writeFileSync(join(dir, name), content instanceof Uint8Array ? content : JSON.stringify(content));
+    }
+    return dir;
+  }
+
+  it('give the ids of the reference in all turns of a chat', async () => {
+    const entries = [...readSafetensorsHeader(join(visual, 'model.safetensors')).values()];
+    const published = write('visual', {
+      'config.json': {
+        ...readJson(FIXTURE, 'visual', 'config.json'),
+        architectures: ['ZiyaBlip2ForCausalLM'],
+        auto_map: { AutoModelForCausalLM: 'modeling_ziya_blip2.ZiyaBlip2ForCausalLM' },
+        human_name: '<human>',
+        assistant_name: '<bot>',
+        prompt_prefix: '',
+        text_config: {},
+        torch_dtype: 'float32',
+      },
+      'pytorch_model.bin': torchFileOf(entries.map((entry) => ({ ...entry, values: storedValues(entry) }))),
+    });
+    const tokenizer = readJson(FIXTURE, 'llm', 'tokenizer_config.json');
+    const llama = write('llm', {
+      'tokenizer_config.json': { ...tokenizer, added_tokens_decoder: undefined },
+      'added_tokens.json': { '<human>': 1000, '<bot>': 1001 },
+    });
+    for (const name of ['config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer.model'])
+      cpSync(join(languageModel, name), join(llama, name));
+    cpSync(fixturePath('torch-files', 'llama'), llama, { recursive: true });
+
+    const model = await loadModel(published, { languageModel: llama, device: 'cpu', kvCacheTokens: 4096 });
+    const chat = model.chat({ images: [fixturePath(FIXTURE, reference.image)] });
+    for (const { prompt, greedy_ids } of reference.turns) {
+      const { tokenIds } = await chat.send(questionOf(prompt), { maxNewTokens: reference.max_new_tokens });
+      expect(tokenIds).toEqual(greedy_ids);
+    }
+    await model.dispose();
+  });
 });
 
 describe('another image size', () => {

@@ -6,10 +6,12 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
+import type { TensorEntry } from '../../lib/io/safetensors.js';
 import type { BatchInputs, KvCache, LanguageModel, VisionLanguageModel } from '../../lib/models/model.js';
 import { createModel } from '../../lib/models/registry.js';
+import { storedTensor } from '../../lib/models/stored-tensor.js';
 import { Weights, type WeightsOptions } from '../../lib/models/weights.js';
-import { ops, scope, Tensor, type Dtype } from '../../lib/tensor/index.js';
+import { MappedFile, ops, scope, Tensor, type Dtype } from '../../lib/tensor/index.js';
 import { fixturePath } from './fixtures.js';
 
 /** A loaded model; the caller disposes it. */
@@ -22,6 +24,16 @@ export async function loadForTest<T extends VisionLanguageModel>(
   const model = createModel(checkpoint, weights);
   await weights.load();
   return model as T;
+}
+
+/** The values of a tensor as it lies in its file. */
+export function storedValues(entry: TensorEntry): Float32Array {
+  const file = MappedFile.open(entry.file);
+  try {
+    return scope(() => storedTensor(file, entry, 'cpu').toFloat32());
+  } finally {
+    file.close();
+  }
 }
 
 /** A folder's safetensors header: tensor name → entry. */

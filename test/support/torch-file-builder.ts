@@ -179,3 +179,14 @@ export function torchFile(
   const data = Object.entries(storages).map(([key, bytes]) => [`archive/data/${key}`, Buffer.alloc(bytes, 7)] as const);
   return zip({ 'archive/data.pkl': pickle, ...options.more, ...Object.fromEntries(data) }, options);
 }
+
+/** A file that holds f32 tensors, each in a storage of its own. */
+export function torchFileOf(tensors: readonly { name: string; shape: number[]; values: Float32Array }[]): Buffer {
+  const pickles: Record<string, Buffer> = {};
+  const storages: Record<string, Uint8Array> = {};
+  tensors.forEach(({ name, shape, values }, i) => {
+    pickles[name] = tensorPickle({ key: String(i), elements: values.length, shape });
+    storages[`archive/data/${i}`] = new Uint8Array(values.buffer);
+  });
+  return zip({ 'archive/data.pkl': dictPickle(pickles), ...storages });
+}
