@@ -16,7 +16,7 @@ import {
   t5Requests,
   writeMadeAdapter,
 } from './support/adapter-requests.js';
-import { bytesOf, fixturePath, runTogether, withEngine } from './support/engine-models.js';
+import { bytesOf, finishAll, fixturePath, idsGroup, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import {
   expectBeams,
@@ -97,6 +97,12 @@ async function mixedRequests(name: string, adapters: Adapters): Promise<Mixed[]>
   return [...interleaved(greedy, beams, adapters.known), ...others];
 }
 
+/** What tells kinds of requests apart: the adapter, beams and their length penalty, sampling. */
+function kindOf({ adapter, params }: IdsRequest): string {
+  const { numBeams = 1, temperature, lengthPenalty } = params!;
+  return JSON.stringify([adapter, numBeams, temperature !== undefined, Math.sign(lengthPenalty ?? 0)]);
+}
+
 /** One of each kind in turn, so that neighbours in a batch differ. */
 function interleaved(...kinds: Mixed[][]): Mixed[] {
   const longest = Math.max(...kinds.map(({ length }) => length));
@@ -115,12 +121,12 @@ describe.each(REFERENCE_MODELS)('$name', ({ name, folders = {} }) => {
     });
   const requests = (): IdsRequest[] => mixed.map(({ request }) => request);
 
-  function expectAll(results: EngineResult[]): void {
-    mixed.forEach(({ name: of, check }, i) => {
-      check?.(results[i]!);
-      expect(bytesOf(results[i]!), of).toBe(alone[i]);
-    });
+  function expectRight(index: number, result: EngineResult): void {
+    const { name: of, check } = mixed[index]!;
+    check?.(result);
+    expect(bytesOf(result), of).toBe(alone[index]);
   }
+  const expectAll = (results: EngineResult[]): void => mixed.forEach((_, i) => expectRight(i, results[i]!));
 
   beforeAll(async () => {
     adapters = await adaptersOf(name, folders);
@@ -133,12 +139,7 @@ describe.each(REFERENCE_MODELS)('$name', ({ name, folders = {} }) => {
   it('has requests of every kind that differ', () => {
     expect(mixed.filter(({ check }) => check !== undefined).length).toBeGreaterThanOrEqual(8);
     expect(new Set(alone).size).toBeGreaterThanOrEqual(8);
-    const kinds = new Set(
-      mixed.map(({ request: { adapter, params } }) => {
-        const { numBeams = 1, temperature, lengthPenalty } = params!;
-        return JSON.stringify([adapter, numBeams, temperature !== undefined, Math.sign(lengthPenalty ?? 0)]);
-      }),
-    );
+    const kinds = new Set(requests().map(kindOf));
     expect(kinds.size).toBeGreaterThanOrEqual(9);
     if (name !== 'llama-gqa-tiny') {
       expect(new Set(requests().map(({ images }) => images![0]!.digest)).size).toBeGreaterThanOrEqual(2);
@@ -160,6 +161,29 @@ describe.each(REFERENCE_MODELS)('$name', ({ name, folders = {} }) => {
     ['without recorded graphs and caches', { decodeGraphs: false, prefixCache: false, imageCacheBytes: 0 }],
   ])('gives the answers of the reference, and each request the bytes it has alone, %s', async (_, options) => {
     await withAdapters(options, (loaded) => expectAll(runTogether(loaded, requests())));
+  });
+
+  it('gives them for one request of each kind, on different images, that run from the first step on together', async () => {
+    const kinds = requests().map(kindOf);
+    const chosen = [...kinds.keys()].filter((i) => kinds.indexOf(kinds[i]!) === i);
+    const known = chosen.filter((i) => mixed[i]!.check !== undefined);
+    expect(chosen.length).toBeGreaterThanOrEqual(9);
+    expect(known.length).toBeGreaterThanOrEqual(3);
+    if (name !== 'llama-gqa-tiny') {
+      const images = chosen.map((i) => mixed[i]!.request.images![0]!.digest);
+      expect(new Set(images).size).toBeGreaterThanOrEqual(2);
+    }
+    const room = { maxBatchSize: 60, maxStepTokens: 4096, kvCacheTokens: 8192 };
+    await withAdapters(room, ({ engine, model, adapters: held }) => {
+      for (const i of chosen) {
+        const { request } = mixed[i]!;
+        engine.add(idsGroup(i, model, { ...request, adapter: held.identityFor(request.adapter) }));
+      }
+      let together = 0;
+      const results = finishAll(engine, () => (together = Math.max(together, engine.stats.running)));
+      expect(together).toBe(chosen.length);
+      for (const i of chosen) expectRight(i, results.get(i)!);
+    });
   });
 
   it('gives the same in a pool so small that requests are preempted', async () => {
