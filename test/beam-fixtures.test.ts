@@ -2,7 +2,8 @@
 // other requests, in chunks, in a pool so small that beams are preempted, and on recorded graphs.
 import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { bytesOf, fixturePath, runTogether, withEngine } from './support/engine-models.js';
+import { DEFAULT_BATCH_SIZE } from '../lib/io/memory-estimate.js';
+import { bytesOf, finishAll, fixturePath, idsGroup, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import { expectBeams, plainRequests, REFERENCE_MODELS, withBeams } from './support/reference-requests.js';
 import type { PlainRequest } from './support/reference-requests.js';
@@ -25,6 +26,25 @@ describe.each(REFERENCE_MODELS)('$name', ({ name, folders }) => {
           expectBeams(result!, expected, `${of} length penalty ${penalty}`);
         }
       }
+    });
+  });
+
+  it('takes more searches than the default batch of 16 holds: three run, the others wait in line', async () => {
+    await withModel({ maxBatchSize: DEFAULT_BATCH_SIZE }, ({ engine, model }) => {
+      const searches = references.flatMap(({ request, beams }) => [
+        { request: withBeams(request, 1), expected: beams.lp1 },
+        { request: withBeams(request, -1), expected: beams.lpm1 },
+      ]);
+      expect(searches.length).toBeGreaterThanOrEqual(8);
+      searches.forEach(({ request }, id) => engine.add(idsGroup(id, model, request)));
+      let [running, waiting] = [0, 0];
+      const results = finishAll(engine, () => {
+        running = Math.max(running, engine.stats.running);
+        waiting = Math.max(waiting, engine.stats.waiting);
+      });
+      expect(running).toBe(3);
+      expect(waiting).toBeGreaterThanOrEqual(searches.length - 3);
+      searches.forEach(({ expected }, id) => expectBeams(results.get(id)!, expected, String(id)));
     });
   });
 
