@@ -11,7 +11,7 @@ import { RmsNorm } from '../nn/norm.js';
 import type { Activations, Parameter, ParameterSource } from '../nn/parameter.js';
 import { runLayers } from '../nn/sequences.js';
 import { ops, scope, Tensor } from '../tensor/index.js';
-import type { BatchInputs, EncoderInputs, LanguageModel } from './model.js';
+import type { BatchInputs, CrossInputs, EncoderInputs, KvCache, LanguageModel } from './model.js';
 import { relativePositionBucket } from './t5-buckets.js';
 
 /** A T5 model; `prefix` is '' for a bare checkpoint and 'language_model.' inside a vision-language one. */
@@ -143,8 +143,7 @@ export class T5EncoderBlock {
     const attention = this.selfAttention;
     const normed = attention.normed(x);
     const [k, v] = attention.keysAndValues(normed);
-    const bias = { table: this.bias.table.tensor, origin: this.bias.origin };
-    const options = { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, scale: 1, bias };
+    const options = { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, scale: 1, bias: biasOf(this.bias) };
     return this.feedForward.forward(attention.output(ops.attention(attention.queries(normed), k, v, options), x));
   }
 }
@@ -168,23 +167,9 @@ export class T5DecoderBlock {
 
   /** x: [t, hidden] f32 → [t, hidden] f32; `index` is the block's place in the cache. */
   forward(x: Tensor, batch: BatchInputs, index: number): Tensor {
-    const attended = this.#attendSelf(x, batch, index);
-    return this.feedForward.forward(this.#attendEncoder(attended, batch, index));
-  }
-
-  #attendSelf(x: Tensor, batch: BatchInputs, index: number): Tensor {
-    const { k, v } = batch.kvCache.layers[index]!;
-    const normed = this.selfAttention.normed(x);
-    this.selfAttention.append(normed, k, v, batch.slotMapping);
-    const bias = { table: this.bias.table.tensor, origin: this.bias.origin };
-    const heads = ops.pagedAttention(this.selfAttention.queries(normed), k, v, { ...batch, scale: 1, bias });
-    return this.selfAttention.output(heads, x);
-  }
-
-  #attendEncoder(x: Tensor, batch: BatchInputs, index: number): Tensor {
-    const { k, v } = batch.kvCache.layers[index]!;
-    const queries = this.crossAttention.queries(this.crossAttention.normed(x));
-    return this.crossAttention.output(ops.pagedAttention(queries, k, v, { ...batch.cross!, scale: 1 }), x);
+    const cache = batch.kvCache.layers[index]!;
+    const attended = this.selfAttention.overCache(x, cache, { ...batch, bias: biasOf(this.bias) });
+    return this.feedForward.forward(this.crossAttention.overCache(attended, cache, batch.cross!));
   }
 }
 
@@ -230,6 +215,20 @@ export class T5Attention {
   append(x: Tensor, kCache: Tensor, vCache: Tensor, slotMapping: Tensor): void {
     const [k, v] = this.keysAndValues(x);
     ops.kvAppend(k, v, kCache, vCache, slotMapping);
+  }
+
+  /**
+   * x + attention(norm x) over keys and values in the cache, to which those of x are added first where it has slots for them.
+   * x: [t, hidden] f32 → [t, hidden] f32
+   */
+  overCache(
+    x: Tensor,
+    { k, v }: KvCache['layers'][number],
+    where: CrossInputs & { slotMapping?: Tensor; bias?: ops.DistanceBias },
+  ): Tensor {
+    const normed = this.normed(x);
+    if (where.slotMapping !== undefined) this.append(normed, k, v, where.slotMapping);
+    return this.output(ops.pagedAttention(this.queries(normed), k, v, { ...where, scale: 1 }), x);
   }
 
   /** heads: [t, heads, head_dim] activations, residual: [t, hidden] f32 → [t, hidden] f32 */
@@ -288,6 +287,8 @@ export interface DistanceTable {
   table: Parameter;
   origin: number;
 }
+
+const biasOf = ({ table, origin }: DistanceTable): ops.DistanceBias => ({ table: table.tensor, origin });
 
 /** The biases of `PREFIX.relative_attention_bias.weight` [buckets, heads], spread out over the distances that differ. */
 function distanceBias(
