@@ -27,7 +27,7 @@ const TESTS = {
     ...['attention-bias', 'lora', 'sampling'],
   ],
   models: ['vit', 'qformer', 'blip2', 'language-models', 'llama', 't5'],
-  engine: ['device-engine', 'device-adapters', 'device-demo-model'],
+  engine: ['engine-fixtures', 'beam-fixtures', 'adapters', 'demo-model-reference'],
   sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
 /** Packages that the library, its tests and the test runner import. */
@@ -36,7 +36,7 @@ const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
 /** Fixtures and checkpoints that these tests and the demonstration read: weights hardly compress, so no others. */
 const DATA = [
   ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
-  ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'instructblip-flant5-tiny', 'generated'],
+  ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'instructblip-flant5-tiny', 'ziya-visual-tiny', 'generated'],
 ].map((fixture) => `test/fixtures/${fixture}`);
 const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */

@@ -106,7 +106,7 @@ const SECTIONS = {
   },
   ops: (device) => runTests('ops', device, manifest.tests.ops, 900),
   models: (device) => runTests('models', device, manifest.tests.models, 900),
-  engine: (device) => runTests('engine', device, manifest.tests.engine, 900),
+  engine: (device) => runTests('engine', device, manifest.tests.engine, 1800),
   async demo(device) {
     const args = ['dist/cli.js', 'demo', '--device', device];
     const result = await node(join(out, 'demo.log'), args, { seconds: 300 });

@@ -39,11 +39,14 @@ export const runs: readonly Run[] = testDevices.flatMap((device) =>
 /** Those in 16 bits: none on the CPU, which computes in f32 whatever the weights are. */
 export const halfRuns: readonly Run[] = runs.filter(({ dtype }) => dtype !== 'f32');
 
-/** Options that let a model compute in f32: on the CPU from the weights as stored, on a GPU from f32 copies of them. */
-export const inF32 = (device: string): { device: string; dtype: 'auto' | 'f32' } => ({
+/** Options that let a model compute so: on the CPU from the weights as stored, on a GPU from copies in the dtype. */
+export const loadedFor = ({ device, dtype }: Run): { device: string; dtype: 'auto' | Run['dtype'] } => ({
   device,
-  dtype: device === 'cpu' ? 'auto' : 'f32',
+  dtype: device === 'cpu' ? 'auto' : dtype,
 });
+
+/** Those for f32. */
+export const inF32 = (device: string) => loadedFor({ device, dtype: 'f32' });
 
 /** Whether a device works behind the caller's back, so that what it finds wrong comes with the next read. */
 export const isAsync = (device: string): boolean => device !== 'cpu';

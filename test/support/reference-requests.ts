@@ -66,6 +66,21 @@ export async function plainRequests(name: string): Promise<PlainRequest[]> {
   );
 }
 
+/** What of them the emulated GPU is asked: `count` requests, those with the shortest prompts, each for its first `tokens` tokens. */
+export const shortened = (requests: readonly PlainRequest[], count: number, tokens: number): PlainRequest[] =>
+  shortest(requests, count).map(({ request, ids, logprobs, ...rest }) => ({
+    ...rest,
+    request: { ...request, params: { ...request.params, maxNewTokens: tokens } },
+    ids: ids.slice(0, tokens),
+    logprobs: logprobs.slice(0, tokens),
+  }));
+
+/** The requests with the shortest prompts, in their order. */
+export function shortest(requests: readonly PlainRequest[], count: number): PlainRequest[] {
+  const lengths = requests.map(({ request }) => request.ids.length).sort((a, b) => a - b);
+  return requests.filter(({ request }) => request.ids.length <= lengths[count - 1]!).slice(0, count);
+}
+
 /** Those with penalties, bans and least lengths, and one with a second end token. */
 export async function ruledRequests(name: string): Promise<ReferenceRequest[]> {
   const fixture: Expected = readFixture(name);
