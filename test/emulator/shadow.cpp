@@ -76,22 +76,26 @@ bool global_reads_ordered(const Cell& cell, uint32_t* thread) {
 
 }  // namespace
 
-uint32_t merged_reader(const Cell& cell, uint32_t me, uint32_t threads_per_block) {
-  const uint32_t kind = cell.reader & kReaderKind, id = cell.reader & ~kReaderKind;
+uint32_t merged_shared_reader(const Cell& cell) {
   const Fiber& fiber = *machine.current;
-  if (kind == kManyBlocks) return kManyBlocks;
-  const uint32_t block = threads_per_block == 0 ? 0
-                         : kind == 0            ? id / threads_per_block
-                         : kind == kManyLanes   ? id * 32 / threads_per_block
-                                                : id;
-  const uint32_t my_block = threads_per_block == 0 ? 0 : me / threads_per_block;
-  if (block != my_block) return kManyBlocks;
-  if (threads_per_block != 0 && cell.read_time < fiber.block->since) return me;
-  if (kind == kManyWarps) return kManyWarps | my_block;
+  const uint32_t kind = cell.reader & kReaderKind, id = cell.reader & ~kReaderKind;
   const uint32_t warp = kind == 0 ? id / 32 : id;
-  if (warp != me / 32) return kManyWarps | my_block;
-  if (cell.read_time < fiber.warp->since) return me;
+  if (kind == kManyWarps || warp != fiber.thread / 32) return kManyWarps;
+  if (cell.read_time < fiber.warp->since) return fiber.thread;
   return kManyLanes | warp;
+}
+
+uint32_t merged_global_reader(const Cell& cell) {
+  const Fiber& fiber = *machine.current;
+  const Block& block = *fiber.block;
+  const uint32_t kind = cell.reader & kReaderKind, id = cell.reader & ~kReaderKind;
+  const uint32_t first = kind == kManyLanes ? id * 32 : kind == kManyWarps ? id * machine.padded_threads : id;
+  // Without a division: whether `first` is a thread of this block.
+  if (kind == kManyBlocks || first - block.id * machine.padded_threads >= machine.padded_threads) return kManyBlocks;
+  if (cell.read_time < block.since) return fiber.grid_id;
+  if (kind == kManyWarps || first / 32 != fiber.grid_id / 32) return kManyWarps | block.id;
+  if (cell.read_time < fiber.warp->since) return fiber.grid_id;
+  return kManyLanes | first / 32;
 }
 
 void shared_read_conflict(const Cell& cell, Site site) {

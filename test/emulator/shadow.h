@@ -30,22 +30,26 @@ void global_write_conflict(const Cell& cell, const void* p, Site site);
 [[noreturn]] void shared_uninitialized(uint32_t offset, Site site);
 [[noreturn]] void global_uninitialized(const void* p, Site site);
 
-// The code for "`cell.reader` and thread `me`", who both read since the last barrier.
-uint32_t merged_reader(const Cell& cell, uint32_t me, uint32_t threads_per_block);
+// The code for "`cell.reader` and the current thread", who both read since the last barrier.
+uint32_t merged_shared_reader(const Cell& cell);
+uint32_t merged_global_reader(const Cell& cell);
+
+// Cells of an aligned access, a constant where the size is one.
+constexpr uint32_t cells_of(uint32_t bytes) { return (bytes + 1) / 2; }
 
 // `offset`: byte in the block's shared memory; bounds are checked before.
 inline void on_shared_read(uint32_t offset, uint32_t bytes, Site site) {
   const Fiber& fiber = *machine.current;
   const Block& block = *fiber.block;
   const uint32_t me = fiber.thread, since = block.since, now = machine.clock;
-  Cell* const end = block.cells + (offset + bytes + 1) / 2;
-  for (Cell* cell = block.cells + offset / 2; cell != end; ++cell) {
+  Cell* cell = block.cells + offset / 2;
+  for (Cell* const end = cell + cells_of(bytes); cell != end; ++cell) {
     if (__builtin_expect(cell->write_time < block.start, 0)) shared_uninitialized(offset, site);
     if (cell->write_time >= since && cell->writer != me && bytes > 1) shared_read_conflict(*cell, site);
     if (cell->read_time < since)
       cell->reader = me;
-    else if (cell->reader != me)
-      cell->reader = merged_reader(*cell, me, 0);
+    else if (cell->reader != me && cell->reader != kManyWarps)  // one that many warps read stays so
+      cell->reader = merged_shared_reader(*cell);
     cell->read_time = now;
   }
 }
@@ -54,8 +58,8 @@ inline void on_shared_write(uint32_t offset, uint32_t bytes, Site site) {
   const Fiber& fiber = *machine.current;
   const Block& block = *fiber.block;
   const uint32_t me = fiber.thread, since = block.since, now = machine.clock;
-  Cell* const end = block.cells + (offset + bytes + 1) / 2;
-  for (Cell* cell = block.cells + offset / 2; cell != end; ++cell) {
+  Cell* cell = block.cells + offset / 2;
+  for (Cell* const end = cell + cells_of(bytes); cell != end; ++cell) {
     if (((cell->write_time >= since && cell->writer != me) || (cell->read_time >= since && cell->reader != me)) &&
         bytes > 1)
       shared_write_conflict(*cell, site);
@@ -68,14 +72,13 @@ inline void on_global_read(const void* p, uint32_t bytes, Site site) {
   const Fiber& fiber = *machine.current;
   const uint32_t me = fiber.grid_id, launch = machine.launch_time, now = machine.clock;
   Cell* cell = cell_of(p);
-  Cell* const end = cell + (bytes + 1) / 2;
-  for (; cell != end; ++cell) {
+  for (Cell* const end = cell + cells_of(bytes); cell != end; ++cell) {
     if (__builtin_expect(cell->write_time == 0, 0)) global_uninitialized(p, site);
     if (cell->write_time >= launch && cell->writer != me && bytes > 1) global_read_conflict(*cell, p, site);
     if (cell->read_time < launch)
       cell->reader = me;
-    else if (cell->reader != me)
-      cell->reader = merged_reader(*cell, me, machine.padded_threads);
+    else if (cell->reader != me && cell->reader != kManyBlocks)
+      cell->reader = merged_global_reader(*cell);
     cell->read_time = now;
   }
 }
@@ -84,8 +87,7 @@ inline void on_global_write(const void* p, uint32_t bytes, Site site) {
   const Fiber& fiber = *machine.current;
   const uint32_t me = fiber.grid_id, launch = machine.launch_time, now = machine.clock;
   Cell* cell = cell_of(p);
-  Cell* const end = cell + (bytes + 1) / 2;
-  for (; cell != end; ++cell) {
+  for (Cell* const end = cell + cells_of(bytes); cell != end; ++cell) {
     if (((cell->write_time >= launch && cell->writer != me) || (cell->read_time >= launch && cell->reader != me)) &&
         bytes > 1)
       global_write_conflict(*cell, p, site);
