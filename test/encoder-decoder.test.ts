@@ -1,25 +1,18 @@
-// The engine over an encoder–decoder model: what the encoder reads shares the KV pool with the decoder, is found again in the
-// prefix cache as a whole or not at all, counts as the prompt, and is bounded by the pool.
+// The engine over an encoder–decoder model, on every device: what the encoder reads shares the KV pool with the decoder, is found
+// again in the prefix cache as a whole or not at all, counts as the prompt, and is bounded by the pool.
 import { describe, expect, it } from 'vitest';
 import { BlockManager, type BlockOwner } from '../lib/engine/kv-cache.js';
-import { liveTensors } from '../lib/tensor/index.js';
-import { finishAll, idsSequence, loadEngine, type LoadedEngine, type LoadOptions } from './support/engine-models.js';
+import { expectDevices, inF32, testDevices } from './support/devices.js';
+import { finishAll, idsSequence, withEngine, type LoadedEngine, type LoadOptions } from './support/engine-models.js';
 import { Goldens } from './support/fixtures.js';
+
+expectDevices();
 
 const T5_TINY = 'generated/t5-tiny';
 const goldens = new Goldens('generated', 't5-tiny', 'expected.safetensors');
 const ids = goldens.ids('input_ids');
 /** As the reference was asked. */
 const params = { maxNewTokens: 30, minNewTokens: 30 };
-
-async function withEngine(options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> {
-  const before = liveTensors();
-  const loaded = await loadEngine(T5_TINY, options);
-  use(loaded);
-  expect(loaded.engine.blocks.inUse).toBe(0);
-  loaded.dispose();
-  expect(liveTensors()).toBe(before);
-}
 
 const owner = (tokens: number[], cacheSeed = ''): BlockOwner => ({
   tokens,
@@ -72,9 +65,12 @@ describe('blocks that are of use only together', () => {
   });
 });
 
-describe('a request to an encoder–decoder model', () => {
+describe.each(testDevices)('a request to an encoder–decoder model on %s', (device) => {
+  const withT5 = (options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> =>
+    withEngine(T5_TINY, { ...inF32(device), ...options }, use);
+
   it('gives the ids of the reference and counts what the encoder read as its prompt', async () => {
-    await withEngine({}, ({ engine, model }) => {
+    await withT5({}, ({ engine, model }) => {
       engine.add(idsSequence(1, model, { ids, params, eosTokenIds: [1] }));
       const { tokenIds, usage, finishReason } = finishAll(engine).get(1)!;
       expect(tokenIds).toEqual(goldens.ids('greedy_ids'));
@@ -84,7 +80,7 @@ describe('a request to an encoder–decoder model', () => {
   });
 
   it('finds the whole of an earlier prompt in the cache, and nothing of one that ends otherwise', async () => {
-    await withEngine({}, ({ engine, model }) => {
+    await withT5({}, ({ engine, model }) => {
       const ask = (prompt: number[]) => {
         engine.add(idsSequence(1, model, { ids: prompt, params }));
         return finishAll(engine).get(1)!;
@@ -100,14 +96,14 @@ describe('a request to an encoder–decoder model', () => {
   });
 
   it('reads a prompt that is longer than the budget of a step in one piece', async () => {
-    await withEngine({ maxStepTokens: 4, maxBatchSize: 2 }, ({ engine, model }) => {
+    await withT5({ maxStepTokens: 4, maxBatchSize: 2 }, ({ engine, model }) => {
       for (const id of [1, 2, 3]) engine.add(idsSequence(id, model, { ids, params }));
       for (const { tokenIds } of finishAll(engine).values()) expect(tokenIds).toEqual(goldens.ids('greedy_ids'));
     });
   });
 
   it('ends when the pool is full: 41 tokens take three of four blocks, one is left for the answer', async () => {
-    await withEngine({ kvCacheTokens: 64 }, ({ engine, model }) => {
+    await withT5({ kvCacheTokens: 64 }, ({ engine, model }) => {
       engine.add(idsSequence(1, model, { ids, params }));
       const { tokenIds, finishReason } = finishAll(engine).get(1)!;
       expect(tokenIds).toEqual(goldens.ids('greedy_ids').slice(0, 15));
@@ -116,7 +112,7 @@ describe('a request to an encoder–decoder model', () => {
   });
 
   it.each([32, 48])('is refused where %i tokens of pool leave no room for an answer', async (kvCacheTokens) => {
-    await withEngine({ kvCacheTokens }, ({ engine, model }) => {
+    await withT5({ kvCacheTokens }, ({ engine, model }) => {
       const details = { promptTokens: 41 };
       const refused = expect.objectContaining({ code: 'INVALID_ARGUMENT', details: expect.objectContaining(details) });
       expect(() => engine.add(idsSequence(1, model, { ids, params }))).toThrow(refused);
@@ -125,7 +121,7 @@ describe('a request to an encoder–decoder model', () => {
   });
 
   it('that is aborted while others run gives its blocks back and changes nothing for them', async () => {
-    await withEngine({}, ({ engine, model }) => {
+    await withT5({}, ({ engine, model }) => {
       for (const id of [1, 2]) engine.add(idsSequence(id, model, { ids, params }));
       let steps = 0;
       const results = finishAll(engine, () => ++steps === 5 && engine.abort(1));
@@ -135,7 +131,7 @@ describe('a request to an encoder–decoder model', () => {
   });
 
   it('whose encoder fails is ended with that error, and the next one is served', async () => {
-    await withEngine({}, ({ engine, model }) => {
+    await withT5({}, ({ engine, model }) => {
       engine.add(idsSequence(1, model, { ids: [...ids.slice(0, 5), 99_999], params }));
       expect(() => finishAll(engine)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
       expect(engine.blocks.inUse).toBe(0);

@@ -1,5 +1,5 @@
 // Checkpoints of another resolution, as BLIP-2's -coco ones: 364 pixels are 26 × 26 patches and 677 tokens of the vision tower. The
-// fixture models with such a configuration and a position table of their own, against the reference.
+// fixture models with such a configuration and a position table of their own, against the reference, on every device.
 
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -7,10 +7,14 @@ import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { liveTensors } from '../lib/tensor/index.js';
+import { expectDevices, inF32, isEmulated, sample, testDevices } from './support/devices.js';
 import { readImage, runTogether, withEngine } from './support/engine-models.js';
 import { expectClose, fixturePath, Goldens, readJson } from './support/fixtures.js';
 import { noise } from './support/noise.js';
 import { layout, rawSafetensors } from './support/safetensors-builder.js';
+import { LOGPROBS } from './support/tolerances.js';
+
+expectDevices();
 
 interface Reference {
   prefix: string;
@@ -54,8 +58,14 @@ function edit(file: string, change: (json: Record<string, unknown>) => void): vo
   writeFileSync(file, JSON.stringify(json));
 }
 
-describe.each(Object.entries(models))('%s at 364 pixels', (name, { prefix, image, ids, logprobs }) => {
+const cases = testDevices.flatMap((device) =>
+  sample(device, Object.entries(models)).map(([name, reference]) => ({ name, device, ...reference })),
+);
+
+describe.each(cases)('$name at 364 pixels on $device', ({ name, device, prefix, image, ...reference }) => {
   it('answers as the reference', async () => {
+    const tokens = isEmulated(device) ? 2 : reference.ids.length;
+    const [ids, logprobs] = [reference.ids.slice(0, tokens), reference.logprobs.slice(0, tokens)];
     const dir = largeCheckpoint(name);
     expect(openCheckpoint(dir).preprocessor!.imageSize).toBe(364);
     const request = {
@@ -63,14 +73,13 @@ describe.each(Object.entries(models))('%s at 364 pixels', (name, { prefix, image
       images: [await readImage(fixturePath(name, image))],
       params: { maxNewTokens: ids.length, ignoreEos: true, logprobs: 1 },
     };
-    await withEngine(name, { dir }, (loaded) => {
+    await withEngine(name, { ...inF32(device), dir }, (loaded) => {
       const [result] = runTogether(loaded, [request]);
       expect(result!.tokenIds).toEqual(ids);
-      // The fixtures allow 1e-3 for logits; a log-softmax moves by no more than twice that.
       expectClose(
         result!.logprobs!.map(({ logprob }) => logprob),
         logprobs,
-        { atol: 2e-3 },
+        LOGPROBS.f32,
       );
     });
   });
