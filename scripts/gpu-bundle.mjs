@@ -24,10 +24,16 @@ const at = (...parts) => join(bundle, ...parts);
 const TESTS = {
   ops: [
     ...['tensor', 'graph', 'op-fixtures', 'op-invariance', 'op-errors', 'fused-ops', 'half-precision-ops'],
-    ...['attention-bias', 'lora', 'sampling'],
+    ...['attention-bias', 'lora', 'sampling', 'preprocess'],
   ],
-  models: ['vit', 'qformer', 'blip2', 'language-models', 'llama', 't5'],
-  engine: ['engine-fixtures', 'beam-fixtures', 'adapters', 'demo-model-reference'],
+  models: [
+    ...['nn', 'weights', 'vit', 'qformer', 'blip2', 'language-models', 'llama', 't5'],
+    ...['retrieval-model', 'quantized-weights'],
+  ],
+  engine: [
+    ...['engine-fixtures', 'beam-fixtures', 'adapters', 'demo-model-reference', 'ziya', 'encoder-decoder', 'rank'],
+    ...['adapters-t5', 'image-364', 'engine-everything'],
+  ],
   sanitizer: ['fused-ops', 'lora', 'op-fixtures'],
 };
 /** Packages that the library, its tests and the test runner import. */
@@ -37,6 +43,7 @@ const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
 const DATA = [
   ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
   ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'instructblip-flant5-tiny', 'ziya-visual-tiny', 'generated'],
+  ...['blip2-itm-tiny', 'preprocess/expected.json', 'preprocess/expected.safetensors'],
 ].map((fixture) => `test/fixtures/${fixture}`);
 const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */

@@ -1,8 +1,11 @@
 // Resize and normalisation against Pillow and the reference image processor: u8 arrays bit for bit (test/fixtures/preprocess).
 
 import { describe, expect, it } from 'vitest';
-import { Tensor, devices, ops, scope } from '../lib/tensor/index.js';
+import { Tensor, ops, scope } from '../lib/tensor/index.js';
+import { expectDevices, testDevices } from './support/devices.js';
 import { Goldens, expectNoLeaks, readJson } from './support/fixtures.js';
+
+expectDevices();
 
 interface Preprocess {
   mean: [number, number, number];
@@ -16,7 +19,7 @@ const goldens = new Goldens('preprocess', 'expected.safetensors');
 // one large image is stored without its decoded pixels: it is tested from the file, in image.test.ts
 const cases = fixture.cases.filter((c) => goldens.names.includes(`${c.prefix}rgb`));
 
-describe.each(devices().map((device) => device.name))('on %s', (device) => {
+describe.each(testDevices)('on %s', (device) => {
   expectNoLeaks();
 
   const pixels = (prefix: string): Tensor => {

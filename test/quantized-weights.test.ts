@@ -11,7 +11,7 @@ import { Weights } from '../lib/models/weights.js';
 import type { Linear } from '../lib/nn/linear.js';
 import type { Parameter } from '../lib/nn/parameter.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { activationDtypes, expectDevices, isEmulated, testDevices } from './support/devices.js';
+import { expectDevices, isEmulated, runs } from './support/devices.js';
 import { bytesOf, runTogether, withEngine, type IdsRequest } from './support/engine-models.js';
 import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { greedyEncoded } from './support/models.js';
@@ -102,13 +102,9 @@ describe.each(['int8', 'int4'] as const)('%s', (quantize) => {
     ));
 });
 
-const runs = testDevices.flatMap((device) =>
-  activationDtypes(device)
-    .filter((dtype) => dtype === 'f32' || isEmulated(device))
-    .flatMap((dtype) => (['int8', 'int4'] as const).map((quantize) => ({ device, dtype: dtype as 'f32', quantize }))),
-);
+const quantizedRuns = runs.flatMap((run) => (['int8', 'int4'] as const).map((quantize) => ({ ...run, quantize })));
 
-describe.each(runs)('$quantize on $device in $dtype', ({ device, dtype, quantize }) => {
+describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype, quantize }) => {
   expectNoLeaks();
 
   const models: [string, () => number[][]][] = [

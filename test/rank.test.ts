@@ -1,5 +1,5 @@
-// Ranking of candidates: the numbers against a forward pass over prompt and candidate, and the bytes against each candidate
-// alone, in chunks, in a small pool and beside other requests.
+// Ranking of candidates: the numbers against the reference on every device, and against a forward pass over prompt and candidate; the
+// bytes against each candidate alone, in chunks, in a small pool and beside other requests.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadEngine as openEngine } from '../lib/engine/load.js';
 import { Ranking } from '../lib/engine/ranking.js';
@@ -8,6 +8,7 @@ import { loadModel, type Model } from '../lib/index.js';
 import { loadImage } from '../lib/io/image.js';
 import { Tensor, liveTensors, scope } from '../lib/tensor/index.js';
 import { rankCandidates } from '../lib/rank.js';
+import { expectDevices, inF32, sample, testDevices } from './support/devices.js';
 import {
   finishAll,
   fixturePath,
@@ -21,6 +22,9 @@ import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-mod
 import { expectClose, readJson } from './support/fixtures.js';
 import { PagedSequences, idTensor, logProbabilities } from './support/models.js';
 import { readFixture } from './support/safetensors-fixture.js';
+import { LOGPROBS } from './support/tolerances.js';
+
+expectDevices();
 
 const VICUNA = 'instructblip-vicuna-tiny';
 const LLAMA = 'llama-gqa-tiny';
@@ -84,8 +88,7 @@ describe('log-probabilities of candidates', () => {
           ids.forEach((id, i) => {
             const row = length - 1 + i;
             const expected = logProbabilities(logits.slice(row * vocabSize, (row + 1) * vocabSize))[id]!;
-            // The fixture allows 1e-3 for logits; a log-softmax moves by no more than twice that.
-            expect(Math.abs(result.candidates![index]!.logprobs[i]! - expected)).toBeLessThan(2e-3);
+            expect(Math.abs(result.candidates![index]!.logprobs[i]! - expected)).toBeLessThan(LOGPROBS.f32.atol);
           });
         });
       });
@@ -163,13 +166,16 @@ describe('candidates as texts', () => {
   const { models } = readJson<{ models: Record<string, Reference> }>('generated', 'ranking.json');
   afterAll(() => expect(liveTensors()).toBe(0));
 
-  it.each(Object.entries(models))(
-    'have the tokens and log-probabilities of the reference in %s',
-    async (name, reference) => {
-      const { image, prompt, ranked } = reference;
+  const cases = testDevices.flatMap((device) =>
+    Object.entries(models).map(([name, reference]) => ({ name, device, ...reference })),
+  );
+  it.each(cases)(
+    'have the tokens and log-probabilities of the reference in $name on $device',
+    async ({ name, device, image, prompt, ranked: all }) => {
+      const ranked = sample(device, all, 2);
       const { engine, prompts, dispose } = await openEngine({
         dir: fixturePath(name),
-        device: 'cpu',
+        ...inF32(device),
         kvCacheTokens: 1024,
       });
       const images = [await loadImage(fixturePath(`${name}/${image}`))];
@@ -179,8 +185,7 @@ describe('candidates as texts', () => {
       dispose();
       expect(result.candidates!.map(({ tokenIds }) => tokenIds)).toEqual(ranked.map(({ ids }) => ids));
       result.candidates!.forEach(({ logprobs }, i) => {
-        // The fixture allows 1e-3 for logits; a log-softmax moves by no more than twice that.
-        expectClose(logprobs, ranked[i]!.logprobs, { atol: 2e-3 }, texts[i]);
+        expectClose(logprobs, ranked[i]!.logprobs, LOGPROBS.f32, texts[i]);
       });
       const order = ranked.toSorted((a, b) => b.sum - a.sum).map(({ candidate }) => candidate);
       expect(rankCandidates(texts, result, 'sum').map(({ candidate }) => candidate)).toEqual(order);

@@ -6,8 +6,11 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadModel, type Embedding, type Model } from '../lib/index.js';
 import { demoModel } from '../lib/package-files.js';
 import { packageRoot } from '../lib/package-root.js';
+import { expectDevices, inF32, testDevices } from './support/devices.js';
 import { expectRejection } from './support/expect-error.js';
 import { expectClose, fixturePath, readJson } from './support/fixtures.js';
+
+expectDevices();
 
 const root = (...parts: string[]) => join(packageRoot(), ...parts);
 const fox = root('models', 'samples', 'fox_noto.png');
@@ -20,7 +23,7 @@ interface Reference {
 }
 const references = readJson<{ reference_scores: Reference[] }>('emoji-eval', 'itm.json').reference_scores;
 
-describe('blip2-itm-tiny', () => {
+describe.each(testDevices)('blip2-itm-tiny on %s', (device) => {
   const expected = readJson<{
     images: string[];
     texts: string[];
@@ -30,7 +33,8 @@ describe('blip2-itm-tiny', () => {
   const images = expected.images.map((image) => fixturePath('blip2-itm-tiny', image));
   let model: Model;
   beforeAll(async () => {
-    model = await loadModel(fixturePath('blip2-itm-tiny'), { device: 'cpu' });
+    // the emulated GPU is no device of the public types
+    model = await loadModel(fixturePath('blip2-itm-tiny'), inF32(device) as { device: 'cpu' });
   });
   afterAll(() => model.dispose());
 

@@ -10,8 +10,11 @@ import { createModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { ANY, Parameter } from '../lib/nn/parameter.js';
 import { liveTensors, ops } from '../lib/tensor/index.js';
+import { expectDevices, isEmulated, testDevices } from './support/devices.js';
 import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { withEditedCheckpoint, type Header } from './support/models.js';
+
+expectDevices();
 
 const CPU = { device: 'cpu', dtype: 'auto' } as const;
 
@@ -125,12 +128,12 @@ describe('checking', () => {
   });
 });
 
-describe('loading', () => {
+describe.each(testDevices)('loading to %s', (device) => {
   expectNoLeaks();
   const goldens = new Goldens('llama-gqa-tiny', 'model.safetensors');
 
   function partial(dtype: 'auto' | 'f32' | 'f16' | 'bf16') {
-    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), { device: 'cpu', dtype });
+    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), { device, dtype });
     const matrix = weights.matrix('lm_head.weight', [ANY, 128]);
     const vector = weights.vector('model.norm.weight', [128]);
     weights.ignore('model.');
@@ -154,7 +157,7 @@ describe('loading', () => {
   );
 
   it('puts stacked tensors behind each other, and derives what is computed from them', async () => {
-    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), CPU);
+    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), { device, dtype: 'auto' });
     const names = ['k_proj', 'v_proj'].map((name) => `model.layers.0.self_attn.${name}.weight`);
     const stack = weights.stackedMatrix(names, [32, 128]);
     const norms = weights.stackedVector(['model.layers.1.input_layernorm.weight', 'model.norm.weight'], [128]);
@@ -177,7 +180,7 @@ describe('loading', () => {
   });
 
   it('names a missing part of a stack and one of another shape', () => {
-    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), CPU);
+    const weights = new Weights(openCheckpoint(fixturePath('llama-gqa-tiny')), { device, dtype: 'auto' });
     weights.stackedMatrix(['model.norm.weight', 'model.none.weight'], [32, 128]);
     weights.ignore('model.layers.');
     weights.ignore('model.embed_tokens.');
@@ -246,7 +249,7 @@ describe('loading', () => {
       () => {},
       async (dir) => {
         const checkpoint = openCheckpoint(dir);
-        const weights = new Weights(checkpoint, CPU);
+        const weights = new Weights(checkpoint, { device, dtype: 'auto' });
         createModel(checkpoint, weights);
         rmSync(join(dir, 'model.safetensors'));
         await expect(weights.load()).rejects.toMatchObject({ code: 'IO' });
@@ -256,7 +259,7 @@ describe('loading', () => {
   });
 
   it('leaves the checkpoint usable after many loads and disposals', async () => {
-    for (let i = 0; i < 20; i++) {
+    for (let i = 0; i < (isEmulated(device) ? 2 : 20); i++) {
       const { weights, vector } = partial('auto');
       await weights.load();
       expect(vector.tensor.shape).toEqual([128]);
