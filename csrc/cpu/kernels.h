@@ -11,7 +11,40 @@
 namespace qformer::cpu {
 
 // ---- linear ----
-// Dot products of rows of x with rows of w for one pair of element types. All give the same bits per element.
+// y = act(sums + bias) + residual, or act(sums) * up where `up` is given, of m rows and n columns.
+struct Finish {
+  const float* sums;
+  const float* up;
+  int64_t ld_sums, ld_up;
+  const float* bias;      // may be null
+  const float* residual;  // may be null
+  float* y;
+  int64_t ldr, ldy, m, n;
+  int32_t activation;
+};
+
+// Bytes that a kernel fetches into L2 while it computes: `rows` times `bytes`, `stride` bytes apart. They need not be
+// mapped.
+struct Ahead {
+  const char* from;
+  int64_t stride, bytes, rows;
+};
+
+// A block of packed rows of x times one packed panel of outer_columns rows of w (linear_outer.h). Rows of x lie in
+// tiles of at most outer_rows, as even as possible, the taller ones first. Units are 4 bytes: a float, or a pair of
+// bf16.
+struct OuterJob {
+  const float* x;
+  const float* w;
+  int64_t rows, steps;  // steps: ceil(k / step)
+  int64_t lane_stride;  // of w, in units
+  float* waiting;       // (log2(lanes) + 1) * rows * outer_columns
+  float* sums;          // raw sums, rows * outer_columns; where null, `finish` gets them
+  Finish finish;        // of all rows and of the real columns; its own sums are not used
+  Ahead ahead;
+};
+
+// Dot products of rows of x with rows of w for one pair of element types. All ways give the same bits per element.
 struct DotKernels {
   int32_t x_size, w_size;  // bytes per element; x is f32, or bf16 for bf16 products
   int32_t step;            // elements of k per multiply-add of vectors
@@ -20,11 +53,17 @@ struct DotKernels {
   void (*rows)(const void* x, int64_t ldx, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
                int64_t ld_sums);
   // Packs tile `tile` of `tiles` (tile_m rows each, `rows` of them real) into `out`, which holds all tiles.
-  void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out);
+  void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, float* out);
   // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w:
   // panel_bytes, waiting: tiles * tile_m * tile_n vectors.
-  void (*panel)(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
-                void* packed_w, float* waiting, float* sums, int64_t ld_sums);
+  void (*panel)(const float* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
+                float* packed_w, float* waiting, float* sums, int64_t ld_sums);
+
+  // Packs `rows` <= outer_rows rows as a tile; out: its place in the first lane, lane_stride units before the next.
+  void (*outer_pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride);
+  // Packs `columns` <= outer_columns rows of w as a panel, zeros for the rest.
+  void (*outer_pack_w)(const void* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride);
+  void (*outer)(const OuterJob& job);
 };
 
 // Products of bf16 weights with x rounded to bf16 on a matrix unit, for 32 rows of w at a time (linear_amx.h). Steps
@@ -66,11 +105,11 @@ struct TileKernels {
 struct LinearKernels {
   int32_t tile_m, tile_n;
   int64_t panel_bytes;
+  int32_t outer_rows, outer_columns;
   int32_t max_rows;  // of DotKernels::rows
   DotKernels f32, f16, bf16, bf16_products;
   void (*round_to_bf16)(const float* x, int64_t n, void* out);  // out: elements of bf16_products.x_size bytes
-  void (*finish)(const float* sums, const float* bias, const float* residual, float* y, int64_t n, int32_t activation);
-  void (*finish_gated)(const float* gate, const float* up, float* y, int64_t n, int32_t activation);
+  void (*finish)(const Finish& job);
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,
                    int32_t dtype);
   const TileKernels* bf16_tiles = nullptr;  // where given, all products of bf16_products are formed by it
@@ -87,11 +126,12 @@ struct QuantRows {
 inline constexpr int64_t kQuantBlock = 32;  // columns that the kernels widen together
 
 // Products of f32 rows with quantised weights; the bits of DotKernels' f32 products with the widened weights. `panel`
-// takes x as linear.f32.pack_x packs it.
+// and `outer_pack_w` go with linear.f32's ways of packing x.
 struct QuantDotKernels {
   void (*rows)(const float* x, int64_t ldx, int64_t m, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
-  void (*panel)(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, void* packed_w,
+  void (*panel)(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, float* packed_w,
                 float* waiting, float* sums, int64_t ld_sums);
+  void (*outer_pack_w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
 };
 
 struct QuantKernels {

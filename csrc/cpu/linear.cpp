@@ -3,8 +3,8 @@
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
 // applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
 // weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight
-// panels are packed into L1 on the fly: n * k weights per block of rows. bf16 products on a matrix unit have ways of
-// their own (linear_tiles.cpp).
+// panels are packed into L1 on the fly: n * k weights per block of rows. From kOuterFrom rows on, outer products take
+// over (linear_outer.cpp). bf16 products on a matrix unit have ways of their own (linear_tiles.cpp).
 
 #include "linear.h"
 
@@ -20,23 +20,11 @@ namespace qformer::cpu {
 namespace {
 
 constexpr int64_t kStreamRows = 16;
-constexpr int64_t kMinBlockRows = 32, kMaxBlockRows = 288;
+constexpr int64_t kOuterFrom = 128;
+constexpr int64_t kMinBlockRows = 32;
 constexpr int64_t kBlockBytes = 1 << 20;  // of packed x: it stays in L2 while all of w passes by
 constexpr int64_t kTaskColumns = 48;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-const void* offset(const void* base, int64_t elements, int32_t size) {
-  return static_cast<const char*>(base) + elements * size;
-}
-
-// The rows of x as the products want them.
-struct Operand {
-  const void* data;
-  int64_t ld;
-};
 
 // x with its columns in the order in which int4 weights are widened.
 Operand reordered_x(const LinearCall& call) {
@@ -61,15 +49,6 @@ Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
     }
   });
   return {rounded, call.k};
-}
-
-const QuantDotKernels& quant_kernels(const LinearCall& call) {
-  return call.bits == 8 ? kernels().quant.int8 : kernels().quant.int4;
-}
-
-QuantRows quant_rows(const LinearCall& call, int64_t row) {
-  return {static_cast<const uint8_t*>(call.w) + row * (call.k * call.bits / 8),
-          call.scales + row * (call.k / call.group), call.k, call.group};
 }
 
 void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
@@ -110,15 +89,15 @@ void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
 
 // A block of packed rows of x.
 struct PackedRows {
-  const void* data;
+  const float* data;
   int64_t row, rows, tiles;
 };
 
 PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, Operand x, int64_t row, int64_t rows) {
   const int64_t tile_m = kernels().linear.tile_m;
   const int64_t tiles = ceil_div(rows, tile_m);
-  void* packed =
-      thread_scratch(Scratch::kPackedX, static_cast<size_t>(tiles * tile_m * round_up(call.k, dot.step) * dot.x_size));
+  auto* packed = static_cast<float*>(
+      thread_scratch(Scratch::kPackedX, static_cast<size_t>(tiles * tile_m * round_up(call.k, dot.step) * dot.x_size)));
   parallel_for(tiles, grain_for(0.2 * static_cast<double>(tile_m * call.k)), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t first = tile * tile_m;
@@ -133,7 +112,7 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   const LinearKernels& table = kernels().linear;
   const int64_t ld = round_up(n, table.tile_n);
   const int64_t padded_rows = x.tiles * table.tile_m;
-  void* panel = thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_bytes));
+  auto* panel = static_cast<float*>(thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_bytes)));
   auto* waiting = static_cast<float*>(thread_scratch(
       Scratch::kAccumulators, static_cast<size_t>(padded_rows * table.tile_n * kernels().lanes) * sizeof(float)));
   auto* sums =
@@ -142,8 +121,8 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   const auto fill = [&](const void* w, float* out) {
     for (int64_t j = 0; j < n; j += table.tile_n) {
       if (call.bits != 0) {
-        quant_kernels(call).panel(static_cast<const float*>(x.data), x.tiles, quant_rows(call, column + j),
-                                  std::min<int64_t>(table.tile_n, n - j), panel, waiting, out + j, ld);
+        quant_kernels(call).panel(x.data, x.tiles, quant_rows(call, column + j), std::min<int64_t>(table.tile_n, n - j),
+                                  panel, waiting, out + j, ld);
         continue;
       }
       dot.panel(x.data, x.tiles, offset(w, (column + j) * call.ldw, dot.w_size), call.ldw,
@@ -155,11 +134,10 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   finish_block(call, sums, up, ld, x.row, x.rows, column, n);
 }
 
-// Rows of x per block. A block that L2 cannot hold halves the rate (measured at m = 257, k = 4096); one of few rows
-// reads and packs w more often.
+// Rows of x per block. A block that L2 cannot hold halves the rate; one of few rows reads and packs w more often.
 int64_t block_rows(const LinearCall& call, const DotKernels& dot) {
   const int64_t fitting = kBlockBytes / (round_up(call.k, dot.step) * dot.x_size);
-  const int64_t rows = std::clamp(fitting, kMinBlockRows, kMaxBlockRows);
+  const int64_t rows = std::max(fitting, kMinBlockRows);
   return round_up(ceil_div(call.m, ceil_div(call.m, rows)), kernels().linear.tile_m);
 }
 
@@ -180,19 +158,35 @@ void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
 
 }  // namespace
 
+Finish finish_of(const LinearCall& call, int64_t row, int64_t m, int64_t column, int64_t n) {
+  Finish finish{};
+  finish.bias = call.bias != nullptr ? call.bias + column : nullptr;
+  finish.residual = call.residual != nullptr ? call.residual + row * call.ldr + column : nullptr;
+  finish.y = call.y + row * call.ldy + column;
+  finish.ldr = call.ldr;
+  finish.ldy = call.ldy;
+  finish.m = m;
+  finish.n = n;
+  finish.activation = call.activation;
+  return finish;
+}
+
 void finish_block(const LinearCall& call, const float* sums, const float* up, int64_t ld_sums, int64_t row, int64_t m,
                   int64_t column, int64_t n) {
-  const LinearKernels& table = kernels().linear;
-  for (int64_t i = 0; i < m; i++) {
-    float* y = call.y + (row + i) * call.ldy + column;
-    if (up != nullptr) {
-      table.finish_gated(sums + i * ld_sums, up + i * ld_sums, y, n, call.activation);
-      continue;
-    }
-    const float* bias = call.bias != nullptr ? call.bias + column : nullptr;
-    const float* residual = call.residual != nullptr ? call.residual + (row + i) * call.ldr + column : nullptr;
-    table.finish(sums + i * ld_sums, bias, residual, y, n, call.activation);
-  }
+  Finish finish = finish_of(call, row, m, column, n);
+  finish.sums = sums;
+  finish.up = up;
+  finish.ld_sums = finish.ld_up = ld_sums;
+  kernels().linear.finish(finish);
+}
+
+const QuantDotKernels& quant_kernels(const LinearCall& call) {
+  return call.bits == 8 ? kernels().quant.int8 : kernels().quant.int4;
+}
+
+QuantRows quant_rows(const LinearCall& call, int64_t row) {
+  return {static_cast<const uint8_t*>(call.w) + row * (call.k * call.bits / 8),
+          call.scales + row * (call.k / call.group), call.k, call.group};
 }
 
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
@@ -210,6 +204,8 @@ void run_linear(const LinearCall& call) {
   const Operand x = prepare_x(call, dot);
   if (call.m <= kStreamRows || call.k == 0) {
     run_streaming(call, dot, x);
+  } else if (call.m >= kOuterFrom) {
+    run_outer(call, dot, x);
   } else {
     run_packed(call, dot, x);
   }

@@ -28,8 +28,20 @@ struct LinearCall {
 
 void run_linear(const LinearCall& call);
 
+// The rows of x as the products want them.
+struct Operand {
+  const void* data;
+  int64_t ld;
+};
+
+// run_linear by outer products; m, n, k > 0.
+void run_outer(const LinearCall& call, const DotKernels& dot, Operand x);
+
 // run_linear where kernels().linear.bf16_tiles serves the call; m, n, k > 0.
 void run_tiles(const LinearCall& call);
+
+// The epilogue of m rows of y from `row` on and n columns from `column` on, its sums yet to come.
+Finish finish_of(const LinearCall& call, int64_t row, int64_t m, int64_t column, int64_t n);
 
 // Applies the epilogue to rows [0, m) and columns [column, column + n) of y, whose rows begin at row `row`. sums, up:
 // raw products, rows ld_sums apart; up is null but for a gated call.
@@ -38,5 +50,15 @@ void finish_block(const LinearCall& call, const float* sums, const float* up, in
 
 // The products of f32 rows with weights of w_dtype.
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math);
+
+// Those of a quantised call, and its rows of w from `row` on.
+const QuantDotKernels& quant_kernels(const LinearCall& call);
+QuantRows quant_rows(const LinearCall& call, int64_t row);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline const void* offset(const void* base, int64_t elements, int32_t size) {
+  return static_cast<const char*>(base) + elements * size;
+}
 
 }  // namespace qformer::cpu

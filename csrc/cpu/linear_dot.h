@@ -6,74 +6,80 @@
 #pragma once
 
 #include "simd.h"
+#include "transpose.h"
+
 namespace qformer::cpu::QF_ISA {
 
 // How far ahead of its use each stream of weights is fetched. Longer distances lose: with six streams, 4 KiB of each
 // nearly fill an L1 of 32 KiB.
 constexpr int64_t kPrefetchBytes = 1024;
 
-// Operand types: how a step of kStep elements of x and of w is loaded, and one multiply-add of such steps. Packed
-// buffers hold whole steps of Packed::X, whatever the weights were.
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A step of kLanes rows of w, turned.
+template <class Dot>
+inline void turn_rows(const typename Dot::W* w, int64_t ldw, Vf (&tile)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) tile[i] = Dot::load_w(w + i * ldw);
+  transpose(tile);
+}
+
+// Operand types: how a step of kStep elements of x and of w is loaded, kLanes of them turned, and one multiply-add of
+// such steps. A lane of a step is 32 bits, a float or a pair of bf16. mac_at takes the same lane of x for all of w.
 struct DotF32 {
-  using Packed = DotF32;
   using X = float;
   using W = float;
-  using Step = Vf;
   static constexpr int kStep = kLanes;
   static Vf load_x(const X* p) { return load(p); }
   static Vf load_x(const X* p, int64_t n) { return load_partial(p, n); }
   static Vf load_w(const W* p) { return load(p); }
   static Vf load_w(const W* p, int64_t n) { return load_partial(p, n); }
-  static void put(X* p, Vf step) { store(p, step); }
-  static Vf nothing() { return zero(); }
+  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { load_transposed(w, ldw, tile); }
   static Vf mac(Vf sum, Vf x, Vf w) { return fma(x, w, sum); }
+  static Vf mac_at(Vf sum, const float* x, Vf w) { return fma_at(x, w, sum); }
 };
 
 struct DotF16 : DotF32 {
   using W = uint16_t;
   static Vf load_w(const W* p) { return load_f16(p); }
   static Vf load_w(const W* p, int64_t n) { return load_f16_partial(p, n); }
+  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotF16>(w, ldw, tile); }
 };
 
 struct DotBf16 : DotF32 {
   using W = uint16_t;
   static Vf load_w(const W* p) { return load_bf16(p); }
   static Vf load_w(const W* p, int64_t n) { return load_bf16_partial(p, n); }
+  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotBf16>(w, ldw, tile); }
 };
 
 #if defined(QF_ISA_BF16_DOT)
 // Both operands bf16: each lane adds the products of a pair of neighbours (vdpbf16ps).
 struct DotBf16Pairs {
-  using Packed = DotBf16Pairs;
   using X = uint16_t;
   using W = uint16_t;
-  using Step = __m512i;
   static constexpr int kStep = 2 * kLanes;
-  static Step load_x(const X* p) { return _mm512_loadu_si512(p); }
-  static Step load_x(const X* p, int64_t n) {
-    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+  static Vf load_x(const X* p) { return {_mm512_loadu_ps(p)}; }
+  static Vf load_x(const X* p, int64_t n) {
+    return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p))};
   }
-  static Step load_w(const W* p) { return load_x(p); }
-  static Step load_w(const W* p, int64_t n) { return load_x(p, n); }
-  static void put(X* p, Step step) { _mm512_storeu_si512(p, step); }
-  static Step nothing() { return _mm512_setzero_si512(); }
-  static Vf mac(Vf sum, Step x, Step w) {
-    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w))};
+  static Vf load_w(const W* p) { return load_x(p); }
+  static Vf load_w(const W* p, int64_t n) { return load_x(p, n); }
+  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotBf16Pairs>(w, ldw, tile); }
+  static Vf mac(Vf sum, Vf x, Vf w) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(w.v))};
+  }
+  static Vf mac_at(Vf sum, const float* x, Vf w) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(*x));
+    return sum;
   }
 };
 #endif
 
 // Stops the compiler from folding the load into every multiply-add that uses it: load ports are the scarce unit here.
-template <class Step>
-inline __attribute__((always_inline)) Step in_register(Step step) {
+inline __attribute__((always_inline)) Vf in_register(Vf step) {
 #if defined(__x86_64__)
-  if constexpr (sizeof(Step) < 32) {
-    // no vector register to hold it in
-  } else if constexpr (requires { step.v; }) {
-    asm("" : "+v"(step.v));
-  } else {
-    asm("" : "+v"(step));
-  }
+  if constexpr (sizeof(Vf) >= 32) asm("" : "+v"(step.v));  // the scalar kernels have no register to hold it in
 #endif
   return step;
 }
@@ -83,22 +89,22 @@ template <class Dot, int M, int N, class LoadX, class LoadW>
 inline __attribute__((always_inline)) void dot_step(Vf (&sum)[M * N], LoadX load_x, LoadW load_w) {
   // The shorter side waits in registers, the longer one passes through a single register.
   if constexpr (N <= M) {
-    typename Dot::Step w[N];
+    Vf w[N];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) w[n] = in_register(load_w(n));
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      const typename Dot::Step x = in_register(load_x(m));
+      const Vf x = in_register(load_x(m));
 #pragma GCC unroll 16
       for (int n = 0; n < N; n++) sum[m * N + n] = Dot::mac(sum[m * N + n], x, w[n]);
     }
   } else {
-    typename Dot::Step x[M];
+    Vf x[M];
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) x[m] = in_register(load_x(m));
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      const typename Dot::Step w = in_register(load_w(n));
+      const Vf w = in_register(load_w(n));
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) sum[m * N + n] = Dot::mac(sum[m * N + n], x[m], w);
     }

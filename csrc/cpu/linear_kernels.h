@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kernels.h"
+#include "linear_finish.h"
+#include "linear_outer.h"
 #include "linear_packed.h"
 
 namespace qformer::cpu::QF_ISA {
@@ -22,27 +24,6 @@ inline void round_x_to_bf16(const float* x, int64_t n, void* out) {
     store_partial(y + i, load_bf16(rounded), count);
   }
 #endif
-}
-
-// y = act(sums + bias) + residual for one row of n elements.
-inline void finish_row(const float* sums, const float* bias, const float* residual, float* y, int64_t n,
-                       int32_t activation) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t count = smaller(kLanes, n - i);
-    Vf value = load_partial(sums + i, count);
-    if (bias != nullptr) value = value + load_partial(bias + i, count);
-    value = activate(value, activation);
-    if (residual != nullptr) value = value + load_partial(residual + i, count);
-    store_partial(y + i, value, count);
-  }
-}
-
-// y = act(gate) * up for one row of n elements.
-inline void finish_gated_row(const float* gate, const float* up, float* y, int64_t n, int32_t activation) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t count = smaller(kLanes, n - i);
-    store_partial(y + i, activate(load_partial(gate + i, count), activation) * load_partial(up + i, count), count);
-  }
 }
 
 // y = w + scaling * sum over r of b[r] * a[r, :] for one row of n elements, rounded once to the type of w. r ascends.
@@ -85,22 +66,30 @@ struct DotEntries {
                    int64_t ld_sums) {
     dot_rows_of<Dot>(static_cast<const X*>(x), ldx, m, static_cast<const W*>(w), ldw, n, k, sums, ld_sums);
   }
-  static void pack_x(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, void* out) {
-    pack_x_tile<Dot>(static_cast<const X*>(x), ldx, rows, k, tile, tiles, static_cast<X*>(out));
+  static void pack_x(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, float* out) {
+    pack_x_tile<Dot>(static_cast<const X*>(x), ldx, rows, k, tile, tiles, out);
   }
-  static void panel(const void* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
-                    void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
-    dot_panel<Dot>(static_cast<const X*>(packed_x), tiles, static_cast<const W*>(w), ldw, columns, k, packed_w, waiting,
-                   sums, ld_sums);
+  static void panel(const float* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
+                    float* packed_w, float* waiting, float* sums, int64_t ld_sums) {
+    dot_panel<Dot>(packed_x, tiles, static_cast<const W*>(w), ldw, columns, k, packed_w, waiting, sums, ld_sums);
+  }
+  static void pack_x_lanes(const void* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
+    outer_pack_x<Dot>(static_cast<const X*>(x), ldx, rows, k, out, lane_stride);
+  }
+  static void pack_w_lanes(const void* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride) {
+    outer_pack_w<Dot>(static_cast<const W*>(w), ldw, columns, k, out, lane_stride);
   }
 
-  static constexpr DotKernels kTable = {sizeof(X), sizeof(W), Dot::kStep, rows, pack_x, panel};
+  static constexpr DotKernels kTable = {sizeof(X),    sizeof(W),    Dot::kStep,         rows, pack_x, panel,
+                                        pack_x_lanes, pack_w_lanes, outer_products<Dot>};
 };
 
 inline constexpr LinearKernels kLinearKernels = {
     kTileM,
     kTileN,
     kPanelBytes,
+    kOuterRows,
+    kOuterColumns,
     8,
     DotEntries<DotF32>::kTable,
     DotEntries<DotF16>::kTable,
@@ -111,8 +100,7 @@ inline constexpr LinearKernels kLinearKernels = {
     DotEntries<DotBf16>::kTable,
 #endif
     round_x_to_bf16,
-    finish_row,
-    finish_gated_row,
+    finish_rows,
     lora_row_any,
 };
 

@@ -1,6 +1,6 @@
-// The large-m path: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1, and a
-// register tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
-//   x: [k panel][tile][steps of the panel][kTileM][kStep]      w: [steps of the panel][kTileN][kStep]
+// Products of medium m: a block of x is packed once, weight rows are packed (and widened) a panel at a time into L1,
+// and a register tile of kTileM x kTileN accumulators runs over both. Packing copies whole steps, it never transposes:
+//   x: [k panel][tile][steps of the panel][kTileM][kLanes]      w: [steps of the panel][kTileN][kLanes]
 // A k panel has at most kPanelSteps steps, so that a panel of w (24 KiB with AVX-512, 8 KiB with AVX2) stays in L1
 // while tiles of x stream by from L2. Between panels the accumulators wait in memory, lanes and all, so blocking over k
 // does not change an element's bits.
@@ -30,18 +30,14 @@ inline Panels panels_of(int64_t k) {
   return {total, (even + kPanelAlign - 1) / kPanelAlign * kPanelAlign};
 }
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Copies steps [first, last) of `valid` rows and zeros for the rest of `Rows`. `load(row, i)` and `load(row, i, n)`
 // read w or x.
 template <class Dot, int Rows, class Load>
-inline void pack_steps(int64_t valid, int64_t first, int64_t last, int64_t k, typename Dot::Packed::X* out, Load load) {
+inline void pack_steps(int64_t valid, int64_t first, int64_t last, int64_t k, float* out, Load load) {
   for (int64_t s = first; s < last; s++) {
     const int64_t i = s * Dot::kStep;
-    for (int row = 0; row < Rows; row++, out += Dot::kStep) {
-      Dot::put(out, row >= valid          ? Dot::nothing()
-                    : k - i >= Dot::kStep ? load(row, i, Dot::kStep)
-                                          : load(row, i, k - i));
+    for (int row = 0; row < Rows; row++, out += kLanes) {
+      store(out, row >= valid ? zero() : k - i >= Dot::kStep ? load(row, i, Dot::kStep) : load(row, i, k - i));
     }
   }
 }
@@ -49,11 +45,11 @@ inline void pack_steps(int64_t valid, int64_t first, int64_t last, int64_t k, ty
 // Packs tile `tile` of `tiles`: x has `rows` <= kTileM rows.
 template <class Dot>
 void pack_x_tile(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles,
-                 typename Dot::X* out) {
+                 float* out) {
   const Panels panels = panels_of<Dot>(k);
   for (int64_t first = 0; first < panels.total; first += panels.steps) {
     const int64_t last = smaller(first + panels.steps, panels.total);
-    const int64_t at = (first * tiles + (last - first) * tile) * kTileM * Dot::kStep;
+    const int64_t at = (first * tiles + (last - first) * tile) * kTileM * kLanes;
     pack_steps<Dot, kTileM>(rows, first, last, k, out + at, [&](int row, int64_t i, int64_t n) {
       return n == Dot::kStep ? Dot::load_x(x + row * ldx + i) : Dot::load_x(x + row * ldx + i, n);
     });
@@ -64,22 +60,21 @@ void pack_x_tile(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k,
 constexpr int64_t kAheadSteps = 8;
 
 // One register tile over one k panel; accumulators start from `waiting` unless `fresh`.
-template <class Packed>
-inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w, int64_t steps, bool fresh,
-                        bool finished, float* waiting, float* sums, int64_t ld_sums) {
+template <class Dot>
+inline void packed_tile(const float* x, const float* w, int64_t steps, bool fresh, bool finished, float* waiting,
+                        float* sums, int64_t ld_sums) {
   Vf sum[kTile];
 #pragma GCC unroll 32
   for (int i = 0; i < kTile; i++) sum[i] = fresh ? zero() : load(waiting + i * kLanes);
   for (int64_t s = 0; s < steps; s++) {
 #pragma GCC unroll 4
     for (int m = 0; m < kTileM; m++) {
-      __builtin_prefetch(x + (kAheadSteps * kTileM + m) * Packed::kStep, 0, 3);
+      __builtin_prefetch(x + (kAheadSteps * kTileM + m) * kLanes, 0, 3);
     }
-    dot_step<Packed, kTileM, kTileN>(
-        sum, [&](int m) { return Packed::load_x(x + m * Packed::kStep); },
-        [&](int n) { return Packed::load_w(w + n * Packed::kStep); });
-    x += kTileM * Packed::kStep;
-    w += kTileN * Packed::kStep;
+    dot_step<Dot, kTileM, kTileN>(
+        sum, [&](int m) { return load(x + m * kLanes); }, [&](int n) { return load(w + n * kLanes); });
+    x += kTileM * kLanes;
+    w += kTileN * kLanes;
   }
   if (finished) return reduce_tile<kTileM, kTileN>(sum, sums, ld_sums);
 #pragma GCC unroll 32
@@ -89,27 +84,26 @@ inline void packed_tile(const typename Packed::X* x, const typename Packed::X* w
 // Runs all packed tiles of x over the k panels of one tile of w, which pack(first, last) writes to `panel`, steps
 // [first, last) of it at a time; writes kTileN columns of kTileM * tiles rows. waiting: kTile vectors per tile.
 template <class Dot, class Pack>
-inline void run_panels(const typename Dot::X* packed_x, int64_t tiles, int64_t k, const typename Dot::Packed::X* panel,
-                       Pack pack, float* waiting, float* sums, int64_t ld_sums) {
+inline void run_panels(const float* packed_x, int64_t tiles, int64_t k, const float* panel, Pack pack, float* waiting,
+                       float* sums, int64_t ld_sums) {
   const Panels panels = panels_of<Dot>(k);
   for (int64_t first = 0; first < panels.total; first += panels.steps) {
     const int64_t last = smaller(first + panels.steps, panels.total);
     const int64_t steps = last - first;
     pack(first, last);
-    const typename Dot::X* x = packed_x + first * tiles * kTileM * Dot::kStep;
+    const float* x = packed_x + first * tiles * kTileM * kLanes;
     for (int64_t tile = 0; tile < tiles; tile++) {
-      packed_tile<typename Dot::Packed>(x, panel, steps, first == 0, last == panels.total,
-                                        waiting + tile * kTile * kLanes, sums + tile * kTileM * ld_sums, ld_sums);
-      x += steps * kTileM * Dot::kStep;
+      packed_tile<Dot>(x, panel, steps, first == 0, last == panels.total, waiting + tile * kTile * kLanes,
+                       sums + tile * kTileM * ld_sums, ld_sums);
+      x += steps * kTileM * kLanes;
     }
   }
 }
 
 // sums[m * ld_sums + j] for all packed rows m and `columns` <= kTileN weight rows. packed_w: kPanelBytes.
 template <class Dot>
-void dot_panel(const typename Dot::X* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns,
-               int64_t k, void* packed_w, float* waiting, float* sums, int64_t ld_sums) {
-  auto* panel = static_cast<typename Dot::Packed::X*>(packed_w);
+void dot_panel(const float* packed_x, int64_t tiles, const typename Dot::W* w, int64_t ldw, int64_t columns, int64_t k,
+               float* panel, float* waiting, float* sums, int64_t ld_sums) {
   const auto pack = [&](int64_t first, int64_t last) {
     pack_steps<Dot, kTileN>(columns, first, last, k, panel, [&](int row, int64_t i, int64_t n) {
       return n == Dot::kStep ? Dot::load_w(w + row * ldw + i) : Dot::load_w(w + row * ldw + i, n);

@@ -31,8 +31,6 @@ constexpr int64_t kTaskPairs = 8;    // of the packed path
 constexpr int64_t kStreamPairs = 8;  // whose sums wait for their epilogue
 constexpr int64_t kAheadSteps = 8;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The tile registers of this thread, for as long as it lives.
 class TileSession {
  public:

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "linear_outer.h"
 #include "linear_packed.h"
 
 namespace qformer::cpu::QF_ISA {
@@ -115,6 +116,31 @@ inline void pack_quant_steps(const QuantRows& w, int64_t columns, int64_t first,
   }
 }
 
+// Widens `columns` rows into a panel of linear_outer.h, zeros for the rest.
+template <class Block>
+void outer_pack_quant(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride) {
+  const int64_t row_bytes = quant_row_bytes<Block>(w), row_groups = w.k / w.group;
+  for (int64_t half = 0; half < kOuterColumns; half += kLanes) {
+    const int64_t count = columns <= half ? 0 : smaller(kLanes, columns - half);
+    const QuantRows from = quant_row<Block>(w, half);
+    float* to = out + half;
+    for (int64_t group = 0; group < row_groups; group++) {
+      const uint8_t* q = from.q + group * (w.group / kQuantBlock * Block::kBytes);
+      for (int64_t i = 0; i < w.group; i += kQuantBlock, q += Block::kBytes) {
+#pragma GCC unroll 8
+        for (int step = 0; step < kBlockSteps; step++, to += kOuterColumns) {
+          const auto load = [&](int row) {
+            return Block::widen(q + row * row_bytes, step, Block::scale(from.scales[row * row_groups + group]));
+          };
+          Vf tile[kLanes];
+          turn_step(count, load, tile);
+          store_lanes(tile, kLanes, to, lane_stride);
+        }
+      }
+    }
+  }
+}
+
 template <class Block>
 struct QuantEntries {
   static void rows(const float* x, int64_t ldx, int64_t m, const QuantRows& w, int64_t n, float* sums,
@@ -135,16 +161,15 @@ struct QuantEntries {
     }
   }
 
-  static void panel(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, void* packed_w,
+  static void panel(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, float* panel,
                     float* waiting, float* sums, int64_t ld_sums) {
-    auto* panel = static_cast<float*>(packed_w);
     run_panels<DotF32>(
         packed_x, tiles, w.k, panel,
         [&](int64_t first, int64_t last) { pack_quant_steps<Block>(w, columns, first, last, panel); }, waiting, sums,
         ld_sums);
   }
 
-  static constexpr QuantDotKernels kTable = {rows, panel};
+  static constexpr QuantDotKernels kTable = {rows, panel, outer_pack_quant<Block>};
 };
 
 inline void reorder_columns(const float* x, float* y, int64_t k) {

@@ -31,6 +31,7 @@ inline Vf operator-(Vf a, Vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {_mm256_min_ps(a.v, b.v)}; }

@@ -35,6 +35,11 @@ inline Vf operator-(Vf a, Vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// fma(broadcast(*a), b, c) in one instruction.
+inline Vf fma_at(const float* a, Vf b, Vf c) {
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c.v) : "v"(b.v), "m"(*a));
+  return c;
+}
 inline Vf fnma(Vf a, Vf b, Vf c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {_mm512_min_ps(a.v, b.v)}; }

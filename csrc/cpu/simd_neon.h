@@ -36,6 +36,7 @@ inline Vf operator-(Vf a, Vf b) { return {vsubq_f32(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {vmulq_f32(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {vdivq_f32(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {vfmsq_f32(c.v, a.v, b.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {vmaxq_f32(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {vminq_f32(a.v, b.v)}; }

@@ -42,6 +42,7 @@ inline Vf operator-(Vf a, Vf b) { return {a.v - b.v}; }
 inline Vf operator*(Vf a, Vf b) { return {a.v * b.v}; }
 inline Vf operator/(Vf a, Vf b) { return {a.v / b.v}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {a.v * b.v + c.v}; }
+inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {c.v - a.v * b.v}; }
 inline Vf vmax(Vf a, Vf b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vf vmin(Vf a, Vf b) { return {a.v < b.v ? a.v : b.v}; }

@@ -84,9 +84,33 @@ TEST("a row's bits do not depend on the number of rows beside it nor on the numb
   cpu::set_threads(threads);
 }
 
+TEST("a row's bits are the same beside many rows of a long k, with an epilogue, strides and two blocks of rows") {
+  on_every_level([] {
+    for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
+      const Case shape{.m = 530,
+                       .n = 35,
+                       .k = 2301,
+                       .dtype = dtype,
+                       .activation = QF_ACT_RELU,
+                       .bias = true,
+                       .residual = true,
+                       .pad = 3};
+      Problem all(shape);
+      all.run();
+      for (int64_t m : {1, 40, 128, 141}) {
+        Problem some(shape);
+        some.run(m);
+        const size_t end = static_cast<size_t>(m * (shape.n + shape.pad));
+        CHECK(std::memcmp(some.y.data(), all.y.data(), end * sizeof(float)) == 0);
+        for (size_t i = end; i < some.y.size(); i++) CHECK_EQ(some.y[i], kUntouched);
+      }
+    }
+  });
+}
+
 TEST("NaN and infinity reach the outputs of their own row only") {
   on_every_level([] {
-    for (int64_t m : {4, 21}) {
+    for (int64_t m : {4, 21, 130}) {
       Problem problem({.m = m, .n = 9, .k = 40});
       problem.x[40 + 3] = NAN;
       problem.x[2 * 40 + 5] = INFINITY;
@@ -104,7 +128,7 @@ TEST("NaN and infinity reach the outputs of their own row only") {
 TEST("gated linear equals act(x wGate) * (x wUp) of the two separate products") {
   on_every_level([] {
     for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
-      for (int64_t m : {1, 6, 20, 70}) {
+      for (int64_t m : {1, 6, 20, 70, 130}) {
         Problem gate({.m = m, .n = 53, .k = 77, .dtype = dtype, .activation = QF_ACT_SILU});
         Problem up({.m = m, .n = 53, .k = 77, .dtype = dtype});
         for (uint16_t& bits : up.w.bits) bits ^= 0x8000;

@@ -140,6 +140,7 @@ TEST("quantised products equal the exact result of the widened weights, in whole
       }
       // several panels, of widths that no vector divides
       Problem(21, 9, 1312, 32, bits).check();
+      Problem(131, 37, 192, 64, bits).check();
     }
   });
 }
@@ -149,11 +150,11 @@ TEST("a row's quantised product has the same bits beside any rows and on any num
   on_every_level([] {
     for (const int32_t bits : {8, 4}) {
       cpu::set_threads(1);
-      const Problem problem(70, 55, 1600, 64, bits);
-      const std::vector<float> all = problem.run(70);
+      const Problem problem(150, 55, 1600, 64, bits);
+      const std::vector<float> all = problem.run(150);
       for (const int32_t count : {1, 3}) {
         cpu::set_threads(count);
-        for (int64_t m = 1; m <= 70; m += m < 18 ? 1 : 13) {
+        for (int64_t m = 1; m <= 150; m += m < 18 ? 1 : 44) {
           CHECK(std::memcmp(problem.run(m).data(), all.data(), static_cast<size_t>(m * problem.n) * sizeof(float)) ==
                 0);
         }

@@ -1,0 +1,233 @@
+// Products of large m: outer products on packed operands, in the canonical order of linear_dot.h.
+//
+// k is walked lane by lane: first all k of one lane of the canonical order (j, j + L, j + 2L, ...), then those of the
+// next. A register tile of kOuterRows rows of x by two vectors of columns takes one number of each row and two vectors
+// of w per step, so that nothing is reduced across lanes and a step loads kOuterRows + 2 operands for 2 * kOuterRows
+// multiply-adds. The sums of the lanes meet in the order of reduce_add's tree: lanes are walked in bit-reversed order,
+// which makes any two that meet neighbours, as the carries of a binary counter are, and log2(L) levels of sums wait.
+//   x: [lane][tile][step][rows of the tile]      w: [lane][step][kOuterColumns], lanes `lane_stride` apart
+// Traffic per block of rows: w read, turned and written once, read from L2 once; x read from L2 once per panel.
+#pragma once
+
+#include "kernels.h"
+#include "linear_dot.h"
+#include "linear_finish.h"
+#include "transpose.h"
+
+namespace qformer::cpu::QF_ISA {
+
+constexpr int kOuterRows = kRegisters == 32 ? 12 : 6;
+constexpr int kOuterColumns = 2 * kLanes;
+constexpr int64_t kChunkSteps = 128;      // of w in L1 at once: 16 KiB with AVX-512
+constexpr int64_t kOuterAheadSteps = 16;  // of x, fetched into L1
+
+constexpr int levels_of(int lanes) { return lanes == 1 ? 0 : 1 + levels_of(lanes / 2); }
+constexpr int kLevels = levels_of(kLanes);
+
+// The lane at place `place` of the walk.
+constexpr int lane_at(int place) {
+  int lane = 0;
+  for (int bit = 0; bit < kLevels; bit++) lane |= (place >> bit & 1) << (kLevels - 1 - bit);
+  return lane;
+}
+
+// One step of `rows` <= kLanes rows, turned; zeros for the rest. load(row) gives a row's step.
+template <class Load>
+inline void turn_step(int64_t rows, Load load, Vf (&tile)[kLanes]) {
+  if (rows == kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) tile[i] = load(i);
+  } else {
+    for (int i = 0; i < kLanes; i++) tile[i] = i < rows ? load(i) : zero();
+  }
+  transpose(tile);
+}
+
+// Stores the first `count` numbers of each lane of a turned step.
+inline void store_lanes(const Vf (&tile)[kLanes], int64_t count, float* out, int64_t lane_stride) {
+  if (count == kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) store(out + i * lane_stride, tile[lane_at(i)]);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) store_partial(out + i * lane_stride, tile[lane_at(i)], count);
+  }
+}
+
+template <class Dot>
+void outer_pack_x(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
+  Vf tile[kLanes];
+  for (int64_t i = 0; i < k; i += Dot::kStep, out += rows) {
+    for (int64_t group = 0; group < rows; group += kLanes) {
+      const int64_t count = smaller(kLanes, rows - group);
+      const typename Dot::X* from = x + group * ldx + i;
+      turn_step(
+          count,
+          [&](int row) {
+            return k - i >= Dot::kStep ? Dot::load_x(from + row * ldx) : Dot::load_x(from + row * ldx, k - i);
+          },
+          tile);
+      store_lanes(tile, count, out + group, lane_stride);
+    }
+  }
+}
+
+template <class Dot>
+void outer_pack_w(const typename Dot::W* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride) {
+  Vf tile[kLanes];
+  for (int64_t group = 0; group < kOuterColumns; group += kLanes) {
+    const int64_t count = columns <= group ? 0 : smaller(kLanes, columns - group);
+    float* to = out + group;
+    for (int64_t i = 0; i < k; i += Dot::kStep, to += kOuterColumns) {
+      const typename Dot::W* from = w + group * ldw + i;
+      if (k - i < Dot::kStep) {
+        turn_step(
+            count, [&](int row) { return Dot::load_w(from + row * ldw, k - i); }, tile);
+      } else if (count == kLanes) {
+        Dot::load_turned(from, ldw, tile);
+      } else {
+        turn_step(
+            count, [&](int row) { return Dot::load_w(from + row * ldw); }, tile);
+      }
+      store_lanes(tile, kLanes, to, lane_stride);
+    }
+  }
+}
+
+// The sums of a register tile over a run of steps: rows of kOuterColumns.
+struct TileSums {
+  float* at;
+  bool fresh;            // start from zero, else from `at`
+  const float* waiting;  // the tile's place in the first level
+  int64_t level_stride;
+  int merges;  // levels that are added to the sums before they are stored
+};
+
+template <class Dot, int M>
+void outer_tile(const float* x, const float* w, int64_t steps, const TileSums& sums) {
+  Vf sum[M][2];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    sum[m][0] = sums.fresh ? zero() : load(sums.at + m * kOuterColumns);
+    sum[m][1] = sums.fresh ? zero() : load(sums.at + m * kOuterColumns + kLanes);
+  }
+  for (int64_t s = 0; s < steps; s++) {
+    __builtin_prefetch(x + kOuterAheadSteps * M, 0, 3);
+    const Vf left = load(w), right = load(w + kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      if (m % 2 == 0) {
+        const Vf value = in_register(broadcast(x[m]));
+        sum[m][0] = Dot::mac(sum[m][0], value, left);
+        sum[m][1] = Dot::mac(sum[m][1], value, right);
+      } else {
+        // Two loads, but fewer instructions. Half of each keeps below the limits on both.
+        sum[m][0] = Dot::mac_at(sum[m][0], x + m, left);
+        sum[m][1] = Dot::mac_at(sum[m][1], x + m, right);
+      }
+    }
+    x += M;
+    w += kOuterColumns;
+  }
+  for (int level = 0; level < sums.merges; level++) {
+    const float* waiting = sums.waiting + level * sums.level_stride;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      sum[m][0] = load(waiting + m * kOuterColumns) + sum[m][0];
+      sum[m][1] = load(waiting + m * kOuterColumns + kLanes) + sum[m][1];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    store(sums.at + m * kOuterColumns, sum[m][0]);
+    store(sums.at + m * kOuterColumns + kLanes, sum[m][1]);
+  }
+}
+
+// outer_tile by its number of rows, from 1 on.
+using OuterTile = void (*)(const float* x, const float* w, int64_t steps, const TileSums& sums);
+struct OuterTiles {
+  OuterTile of_rows[kOuterRows];
+};
+
+template <class Dot, int M = kOuterRows>
+constexpr OuterTiles outer_tiles(OuterTiles tiles = {}) {
+  if constexpr (M == 0) {
+    return tiles;
+  } else {
+    tiles.of_rows[M - 1] = outer_tile<Dot, M>;
+    return outer_tiles<Dot, M - 1>(tiles);
+  }
+}
+
+// Fetches the bytes of an Ahead into L2, some lines at a time.
+struct Fetcher {
+  Ahead ahead;
+  int64_t row = 0, at = 0;
+
+  int64_t lines() const { return ahead.rows > 0 ? ahead.rows * ((ahead.bytes + 63) / 64) : 0; }
+  void fetch(int64_t count) {
+    for (; count > 0 && row < ahead.rows; count--) {
+      __builtin_prefetch(ahead.from + row * ahead.stride + at, 0, 2);
+      at += 64;
+      if (at >= ahead.bytes) at = 0, row++;
+    }
+  }
+};
+
+// The rows of a block of y from `row` on.
+inline Finish finish_of_tile(const Finish& block, int64_t row, int64_t rows) {
+  Finish tile = block;
+  tile.ld_sums = kOuterColumns;
+  if (tile.up != nullptr) tile.up += row * tile.ld_up;
+  if (tile.residual != nullptr) tile.residual += row * tile.ldr;
+  tile.y += row * tile.ldy;
+  tile.m = rows;
+  return tile;
+}
+
+inline void fetch_to_write(const Finish& tile) {
+  for (int64_t i = 0; i < tile.m; i++) {
+    for (int64_t j = 0; j < tile.n; j += 16) __builtin_prefetch(tile.y + i * tile.ldy + j, 1, 3);
+  }
+}
+
+template <class Dot>
+void outer_products(const OuterJob& job) {
+  static constexpr OuterTiles kTiles = outer_tiles<Dot>();
+  const int64_t tiles = (job.rows + kOuterRows - 1) / kOuterRows;
+  const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
+  const int64_t chunks = (job.steps + kChunkSteps - 1) / kChunkSteps;
+  const int64_t chunk = (job.steps + chunks - 1) / chunks;
+  const int64_t level_stride = job.rows * kOuterColumns;
+  Fetcher fetcher{job.ahead};
+  const int64_t runs = kLanes * chunks * tiles, lines = (fetcher.lines() + runs - 1) / runs;
+  for (int place = 0; place < kLanes; place++) {
+    // The carries of a counter that goes from `place` to the next; after the last place they reach the top.
+    const int merges = __builtin_ctz(~static_cast<unsigned>(place));
+    float* level = merges == kLevels && job.sums != nullptr ? job.sums : job.waiting + merges * level_stride;
+    for (int64_t first = 0; first < job.steps; first += chunk) {
+      const int64_t steps = smaller(chunk, job.steps - first);
+      const bool last = first + steps == job.steps;
+      const float* w = job.w + place * job.lane_stride + first * kOuterColumns;
+      for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
+        const int64_t rows = short_rows + (tile < tall);
+        float* at = level + row * kOuterColumns;
+        const bool finished = last && merges == kLevels && job.sums == nullptr;
+        Finish finish;
+        if (finished) {
+          finish = finish_of_tile(job.finish, row, rows);
+          finish.sums = at;
+          fetch_to_write(finish);
+        }
+        fetcher.fetch(lines);
+        kTiles.of_rows[rows - 1](job.x + (place * job.rows + row) * job.steps + first * rows, w, steps,
+                                 {at, first == 0, job.waiting + row * kOuterColumns, level_stride, last ? merges : 0});
+        if (finished) finish_rows(finish);
+        row += rows;
+      }
+    }
+  }
+}
+
+}  // namespace qformer::cpu::QF_ISA
