@@ -34,6 +34,7 @@ const PAD = 1000;
 const run = (loaded: LoadedEngine, items: IdsRequest[]): string[] => runTogether(loaded, items).map(bytesOf);
 
 describe.each(testDevices)('on %s', (device) => {
+  // On the emulated GPU a few requests of a few adapters, for three tokens.
   const tokens = isEmulated(device) ? 3 : 24;
   const names = sample(device, LORA_NAMES, 2);
   let requests: IdsRequest[];

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { DEFAULT_BATCH_SIZE } from '../lib/io/memory-estimate.js';
 import { Ranking } from '../lib/engine/ranking.js';
-import { expectDevices, halfRuns, isEmulated, loadedFor, runs, sample, testDevices, inF32 } from './support/devices.js';
+import { expectDevices, halfRuns, inF32, isEmulated, loadedFor, runs, sample, testDevices } from './support/devices.js';
 import {
   bytesOf,
   finishAll,
@@ -45,7 +45,8 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders, device, dt
     'gives the five answers and scores of the reference, with length penalty 1 and −1',
     async () => {
       await withModel({}, (loaded) => {
-        for (const { request, beams, name: of } of isEmulated(device) ? shortest(references, 1) : references) {
+        const searched = isEmulated(device) ? shortest(references, 1) : references;
+        for (const { request, beams, name: of } of searched) {
           const results = runTogether(loaded, [withBeams(request, 1), withBeams(request, -1)]);
           expectBeams(results[0]!, beams.lp1, `${of} length penalty 1`);
           expectBeams(results[1]!, beams.lpm1, `${of} length penalty −1`);

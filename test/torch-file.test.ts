@@ -13,10 +13,13 @@ import { readSafetensorsHeader, type TensorEntry } from '../lib/io/safetensors.j
 import { weightBytes } from '../lib/io/memory-estimate.js';
 import { readTorchFile } from '../lib/io/torch-file.js';
 import type { Llama } from '../lib/models/llama.js';
+import { expectDevices, testDevices } from './support/devices.js';
 import { expectError } from './support/expect-error.js';
 import { expectSameBits, fixturePath } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest, storedValues } from './support/models.js';
 import { dictPickle, op, tensorPickle, torchFile, zip, type BuiltTorchTensor } from './support/torch-file-builder.js';
+
+expectDevices();
 
 const folder = mkdtempSync(join(tmpdir(), 'qformer-torch-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -94,26 +97,29 @@ describe('a file that PyTorch wrote', () => {
     for (const [name, twin] of twins) expectSameBits(storedValues(torch.get(name)!), storedValues(twin), name);
   });
 
-  test('with every matrix transposed, one level down, makes the model that its twin makes, quantised or not', async () => {
-    const twin = fixturePath('generated', 'opt-tiny');
-    const dir = join(folder, 'opt');
-    cpSync(fixture('opt'), dir, { recursive: true });
-    cpSync(join(twin, 'config.json'), join(dir, 'config.json'));
-    for (const options of [{}, { dtype: 'bf16' }, { quantize: 'int8' }] as const) {
-      const logits: Float32Array[] = [];
-      for (const from of [dir, twin]) {
-        const model = await loadForTest(from, options);
-        const embed = () => model.languageModel.embed(idTensor([3, 1, 4, 1, 5]));
-        logits.push(greedy(model.languageModel, embed, 0).promptLogits);
-        model.dispose();
+  test.each(testDevices)(
+    'with every matrix transposed, one level down, makes on %s the model that its twin makes',
+    async (device) => {
+      const twin = fixturePath('generated', 'opt-tiny');
+      const dir = join(folder, `opt-${device}`);
+      cpSync(fixture('opt'), dir, { recursive: true });
+      cpSync(join(twin, 'config.json'), join(dir, 'config.json'));
+      for (const options of [{}, { dtype: 'bf16' }, { quantize: 'int8' }] as const) {
+        const logits: Float32Array[] = [];
+        for (const from of [dir, twin]) {
+          const model = await loadForTest(from, { device, ...options });
+          const embed = () => model.languageModel.embed(idTensor([3, 1, 4, 1, 5], device));
+          logits.push(greedy(model.languageModel, embed, 0).promptLogits);
+          model.dispose();
+        }
+        expectSameBits(logits[0]!, logits[1]!, JSON.stringify(options));
       }
-      expectSameBits(logits[0]!, logits[1]!, JSON.stringify(options));
-    }
-    // all but the vectors are copies
-    const estimate = (from: string) => weightBytes(openCheckpoint(from).tensors, {});
-    expect(estimate(twin).mapped).toBeGreaterThan(10_000);
-    expect(estimate(dir)).toEqual({ mapped: 0, copied: estimate(twin).mapped + estimate(twin).copied });
-  });
+      // all but the vectors are copies
+      const estimate = (from: string) => weightBytes(openCheckpoint(from).tensors, {});
+      expect(estimate(twin).mapped).toBeGreaterThan(10_000);
+      expect(estimate(dir)).toEqual({ mapped: 0, copied: estimate(twin).mapped + estimate(twin).copied });
+    },
+  );
 
   test.each([
     ['columns of a matrix', 'columns', /'columns': strides \[5,1\] of shape \[3,2\] leave gaps or overlap/],
