@@ -37,11 +37,11 @@ const variants: [string, LoadOptions][] = [
 
 const requestsOf = (references: readonly PlainRequest[]): IdsRequest[] => references.map(({ request }) => request);
 
-/** All requests of a model with one prompt each; of these the emulated GPU is asked the two shortest for four tokens. */
+/** All requests of a model with one prompt each; of these the emulated GPU is asked the two shortest for three tokens. */
 async function referencesFor(device: string, name: string): Promise<PlainRequest[]> {
   const references = await plainRequests(name);
   expect(references.length).toBeGreaterThanOrEqual(4);
-  return isEmulated(device) ? shortened(references, 2, 4) : references;
+  return isEmulated(device) ? shortened(references, 2, 3) : references;
 }
 
 const models = REFERENCE_MODELS.flatMap((model) => testDevices.map((device) => ({ ...model, device })));
