@@ -43,7 +43,7 @@ const TEST_PACKAGES = ['@vitest/runner', '@vitest/expect'];
 const DATA = [
   ...['kernels', 'sampling', 'emoji-eval', 'lora', 'llama-gqa-tiny', 'instructblip-vicuna-tiny'],
   ...['blip2-opt-tiny', 'blip2-flant5-tiny', 'instructblip-flant5-tiny', 'ziya-visual-tiny', 'generated'],
-  ...['blip2-itm-tiny', 'preprocess/expected.json', 'preprocess/expected.safetensors'],
+  ...['blip2-itm-tiny', 'torch-files/llama', 'preprocess/expected.json', 'preprocess/expected.safetensors'],
 ].map((fixture) => `test/fixtures/${fixture}`);
 const MODELS = ['models/emoji-vlm', 'models/samples'];
 /** Parts of packages that nothing runs. */
