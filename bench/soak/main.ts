@@ -2,7 +2,7 @@
 // requests, and compares concurrent answers with lonely ones. Prints memory as it goes; exit code 1 where something is wrong.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { parseArgs } from 'node:util';
 import { packageRoot } from '../../lib/package-root.js';
 import { describeMachine } from '../machine.js';
@@ -64,7 +64,7 @@ async function soak(options: Options): Promise<void> {
   const problems: string[] = [];
   const result = {
     machine: describeMachine(),
-    options,
+    options: { ...options, model: relative(packageRoot(), options.model) },
     concurrent: await concurrentPart(options, problems),
     traffic: await trafficPart(options, problems),
     loads: await loadsPart(options, problems),
