@@ -90,8 +90,7 @@ std::vector<Device*> all_devices() {
   return devices;
 }
 
-void check_status(const Device& device, QfStatus status, const char* what) {
-  if (status == QF_OK) return;
+void fail_with_status(const Device& device, QfStatus status, const char* what) {
   const char* reason = device.backend->last_error();
   fail(code_of(status), "%s: %s", what, reason != nullptr && *reason != '\0' ? reason : "failed without a message");
 }

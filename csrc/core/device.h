@@ -27,7 +27,10 @@ Device& find_device(std::string_view name);
 
 std::vector<Device*> all_devices();
 
+[[noreturn]] void fail_with_status(const Device& device, QfStatus status, const char* what);
 // Turns a failed status into an Error; `what` names the op.
-void check_status(const Device& device, QfStatus status, const char* what);
+inline void check_status(const Device& device, QfStatus status, const char* what) {
+  if (status != QF_OK) fail_with_status(device, status, what);
+}
 
 }  // namespace qformer

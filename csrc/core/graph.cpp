@@ -34,15 +34,20 @@ void GraphPool::give_back(void* data) {
   }
 }
 
-Graph* Graph::recording() { return current_recording; }
+std::atomic<int64_t> Graph::recordings_{0};
+
+Graph* Graph::recording_here() { return current_recording; }
 
 void Graph::begin() {
   if (current_recording != nullptr) fail(ErrorCode::kInvalidArgument, "record: a graph is being recorded already");
   current_recording = this;
+  recordings_.fetch_add(1, std::memory_order_relaxed);
 }
 
 void Graph::end() {
-  if (current_recording == this) current_recording = nullptr;
+  if (current_recording != this) return;
+  current_recording = nullptr;
+  recordings_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 Graph::~Graph() {

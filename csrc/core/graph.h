@@ -5,6 +5,7 @@
 // overwrites nobody else's data. Tensors from outside are kept alive by the graph.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -52,7 +53,8 @@ class Graph {
   const std::shared_ptr<GraphPool>& pool() const { return pool_; }
   size_t op_count() const { return ops_.size(); }
 
-  static Graph* recording();
+  // The one being recorded on this thread, or null.
+  static Graph* recording() { return recordings_.load(std::memory_order_relaxed) == 0 ? nullptr : recording_here(); }
 
  private:
   struct Op {
@@ -62,9 +64,13 @@ class Graph {
     size_t offset;  // of its arguments in arguments_
   };
 
+  static Graph* recording_here();
   QfStatus run(const Op& op) const;
   // Leaves captured_ null where the device cannot capture these ops.
   void capture();
+
+  // Of all threads: while there is none, as at most times, no thread looks for its own.
+  static std::atomic<int64_t> recordings_;
 
   std::vector<Op> ops_;
   std::vector<std::max_align_t> arguments_;

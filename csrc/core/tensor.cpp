@@ -28,32 +28,12 @@ void check_transfer(const char* op, const Tensor& x, int64_t bytes) {
 
 }  // namespace
 
-std::array<int64_t, kMaxRank> dense_strides(const Shape& shape) {
-  std::array<int64_t, kMaxRank> strides{};
-  int64_t stride = 1;
-  for (int axis = shape.rank() - 1; axis >= 0; --axis) {
-    strides[axis] = stride;
-    stride *= shape[axis];
-  }
-  return strides;
-}
-
-bool Tensor::is_dense() const {
-  int64_t stride = 1;
-  for (int axis = rank() - 1; axis >= 0; --axis) {
-    if (shape[axis] == 0) return true;
-    if (shape[axis] != 1 && strides[axis] != stride) return false;
-    stride *= shape[axis];
-  }
-  return true;
-}
-
 Tensor empty_tensor(Device& device, const Shape& shape, int32_t dtype) {
   int64_t bytes = 0;
   if (__builtin_mul_overflow(shape.count(), static_cast<int64_t>(qf_dtype_size(dtype)), &bytes)) {
     fail(ErrorCode::kShape, "shape %s has too many elements", shape.text().c_str());
   }
-  return Tensor{Storage::allocate(device, bytes), 0, shape, dense_strides(shape), dtype};
+  return Tensor(device, bytes, shape, dtype);
 }
 
 Tensor zeros_tensor(Device& device, const Shape& shape, int32_t dtype) {

@@ -23,6 +23,7 @@ constexpr int64_t kBuffer = 64;
 template <class Body>
 void parallel_runs(int64_t rows, int64_t cols, double nanoseconds_per_element, const Body& body) {
   if (rows <= 0 || cols <= 0) return;
+  if (rows == 1 && cols <= kRun) return body(0, 0, cols);
   const int64_t runs = (cols + kRun - 1) / kRun;
   const double cost = nanoseconds_per_element * static_cast<double>(std::min(cols, kRun));
   parallel_for(rows * runs, grain_for(cost), [&](int64_t begin, int64_t end) {

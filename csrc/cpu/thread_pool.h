@@ -6,6 +6,7 @@
 // job runs, run inline.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace qformer::cpu {
@@ -27,6 +28,10 @@ void run_ranges(int64_t count, int64_t grain, RangeFunction function, const void
 // Ranges start at multiples of the chunk size, which is a multiple of grain. An exception of the body is rethrown here.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  if (count <= std::max<int64_t>(grain, 1)) {
+    if (count > 0) body(0, count);
+    return;
+  }
   detail::run_ranges(
       count, grain, [](const void* b, int64_t begin, int64_t end) { (*static_cast<const Body*>(b))(begin, end); },
       &body);

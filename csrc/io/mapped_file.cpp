@@ -59,7 +59,7 @@ Tensor MappedFile::tensor(Device& device, int64_t offset, const Shape& shape, in
   }
   const uint8_t* data = bytes(offset, length);
   if (device.backend->host_memory != 0 && reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(element) == 0) {
-    return Tensor{Storage::borrow(device, data, length, shared_from_this()), 0, shape, dense_strides(shape), dtype};
+    return Tensor(Storage::borrow(device, data, length, shared_from_this()), shape, dtype);
   }
   Tensor copy = empty_tensor(device, shape, dtype);
   upload(copy, data, length);

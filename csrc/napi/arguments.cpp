@@ -19,8 +19,10 @@ double read_number(napi_env env, napi_value value, size_t position) {
 int64_t read_integer(napi_env env, napi_value value, size_t position) {
   const double number = read_number(env, value, position);
   constexpr double kLargest = 9007199254740991.0;
-  if (!(number >= -kLargest && number <= kLargest) || number != std::trunc(number)) wrong_type(position, "an integer");
-  return static_cast<int64_t>(number);
+  if (!(number >= -kLargest && number <= kLargest)) wrong_type(position, "an integer");
+  const auto integer = static_cast<int64_t>(number);
+  if (static_cast<double>(integer) != number) wrong_type(position, "an integer");
+  return integer;
 }
 
 std::vector<double> read_numbers(napi_env env, napi_value value, size_t position) {

@@ -93,7 +93,7 @@ inline napi_value write_number(napi_env env, double number) {
   return value;
 }
 inline napi_value write_result(napi_env env, Environment&, double number) { return write_number(env, number); }
-inline napi_value write_result(napi_env env, Environment& environment, Tensor tensor) {
+inline napi_value write_result(napi_env env, Environment& environment, Tensor&& tensor) {
   return write_number(env, static_cast<double>(environment.add(std::move(tensor))));
 }
 inline napi_value write_result(napi_env, Environment&, napi_value value) { return value; }

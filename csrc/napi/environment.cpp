@@ -4,8 +4,8 @@
 
 namespace qformer::napi {
 
-Handle Environment::add(Tensor tensor) {
-  const Handle handle = tensors_.add(Owned{std::move(tensor), scope_depth()});
+Handle Environment::add(Tensor&& tensor) {
+  const Handle handle = tensors_.add(std::move(tensor), scope_depth());
   if (handle == 0)
     fail(ErrorCode::kOutOfMemory, "%lld tensors are live: dispose some", static_cast<long long>(kMaxSlots));
   if (depth_ > 0) innermost().push_back(handle);
@@ -37,8 +37,7 @@ void Environment::close_scope(const std::vector<Handle>& kept) {
     if (depth_ > 0) innermost().push_back(handle);
   }
   for (Handle handle : made) {
-    const Owned* owned = tensors_.find(handle);
-    if (owned != nullptr && owned->scope == depth) tensors_.remove(handle);
+    tensors_.remove_if(handle, [depth](const Owned& owned) { return owned.scope == depth; });
   }
   made.clear();
 }

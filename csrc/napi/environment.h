@@ -17,7 +17,7 @@ namespace qformer::napi {
 class Environment {
  public:
   // Registers a result with the innermost open scope. OUT_OF_MEMORY when 4,194,304 tensors are live.
-  Handle add(Tensor tensor);
+  Handle add(Tensor&& tensor);
   // STALE_TENSOR when the handle was disposed.
   Tensor& tensor(Handle handle);
   // No-op for a stale handle, so that dispose() can be called twice.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace qformer::napi {
@@ -16,8 +17,9 @@ inline constexpr int64_t kMaxGeneration = (int64_t{1} << 31) - 1;
 template <class T>
 class Slots {
  public:
-  // The new handle, never 0; 0 when every slot is in use.
-  Handle add(T value) {
+  // The handle of a new T made from `args`, never 0; 0 when every slot is in use.
+  template <class... Args>
+  Handle add(Args&&... args) {
     if (free_.empty()) {
       if (static_cast<int64_t>(entries_.size()) == kMaxSlots) return 0;
       free_.push_back(static_cast<int64_t>(entries_.size()));
@@ -26,7 +28,7 @@ class Slots {
     const int64_t slot = free_.back();
     free_.pop_back();
     Entry& entry = entries_[static_cast<size_t>(slot)];
-    entry.value.emplace(std::move(value));
+    entry.value.emplace(std::forward<Args>(args)...);
     return slot + (entry.generation << kSlotBits);
   }
 
@@ -39,7 +41,14 @@ class Slots {
   }
 
   bool remove(Handle handle) {
-    if (find(handle) == nullptr) return false;
+    return remove_if(handle, [](const T&) { return true; });
+  }
+
+  // Removes what `condition` is true of; false where it is not, and for a stale handle.
+  template <class Condition>
+  bool remove_if(Handle handle, const Condition& condition) {
+    const T* found = find(handle);
+    if (found == nullptr || !condition(*found)) return false;
     const int64_t slot = handle & (kMaxSlots - 1);
     Entry& entry = entries_[static_cast<size_t>(slot)];
     // Out of the table first: releasing the value must not see itself here.

@@ -2,22 +2,26 @@
 
 namespace qformer::ops {
 
-void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed) {
+void fail_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed) {
   std::string names;
-  for (int32_t dtype : allowed) {
-    if (x.dtype == dtype) return;
-    names += (names.empty() ? "" : " or ") + std::string(qf_dtype_name(dtype));
-  }
+  for (int32_t dtype : allowed) names += (names.empty() ? "" : " or ") + std::string(qf_dtype_name(dtype));
   fail(ErrorCode::kDtype, "%s: %s must be %s, got %s", op, name, names.c_str(), qf_dtype_name(x.dtype));
 }
 
-void check_f32(const char* op, const char* name, const Tensor& x) { check_dtype(op, name, x, {QF_F32}); }
-
-void check_activations(const char* op, const char* name, const Tensor& x) {
+void fail_activations(const char* op, const char* name, const Tensor& x) {
   const int32_t known = x.device().backend->activation_dtypes;
-  if (known == 1 << QF_F32) return check_f32(op, name, x);
-  if ((known >> QF_BF16 & 1) == 0) return check_dtype(op, name, x, {QF_F32, QF_F16});
-  check_dtype(op, name, x, {QF_F32, QF_F16, QF_BF16});
+  if (known == 1 << QF_F32) fail_dtype(op, name, x, {QF_F32});
+  if ((known >> QF_BF16 & 1) == 0) fail_dtype(op, name, x, {QF_F32, QF_F16});
+  fail_dtype(op, name, x, {QF_F32, QF_F16, QF_BF16});
+}
+
+void fail_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
+  fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, expected.text().c_str(), x.shape.text().c_str());
+}
+
+void fail_device(const char* op, const Tensor& x, const Tensor& other) {
+  fail(ErrorCode::kDevice, "%s: tensors are on different devices (%s and %s)", op, x.device().name.c_str(),
+       other.device().name.c_str());
 }
 
 void check_weight_dtype(const char* op, const char* name, const Tensor& w, int32_t dtype) {
@@ -28,11 +32,6 @@ void check_weight_dtype(const char* op, const char* name, const Tensor& w, int32
 void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout) {
   if (x.rank() == rank) return;
   fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, layout, x.shape.text().c_str());
-}
-
-void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
-  if (x.shape == expected) return;
-  fail(ErrorCode::kShape, "%s: %s must be %s, got %s", op, name, expected.text().c_str(), x.shape.text().c_str());
 }
 
 void check_dense(const char* op, const char* name, const Tensor& x) {
@@ -75,7 +74,7 @@ Rows rows_of(const char* op, const char* name, const Tensor& x) {
     }
     rows *= x.shape[axis];
   }
-  if (x.count() == 0) return {rows, cols, cols};
+  if (rows == 0 || cols == 0) return {rows, cols, cols};
   if (!even) {
     fail(ErrorCode::kShape, "%s: the rows of %s %s are not evenly spaced; call contiguous() first", op, name,
          x.shape.text().c_str());
@@ -139,16 +138,6 @@ Output check_output(const char* op, const Tensor& x, int64_t n, const Tensor* bi
   check_shape(op, "residual", *residual, out.shape);
   out.ldr = rows_of(op, "residual", *residual).ld;
   return out;
-}
-
-Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others) {
-  Device& device = x.device();
-  for (const Tensor* other : others) {
-    if (other == nullptr || &other->device() == &device) continue;
-    fail(ErrorCode::kDevice, "%s: tensors are on different devices (%s and %s)", op, device.name.c_str(),
-         other->device().name.c_str());
-  }
-  return device;
 }
 
 Shape with_last(const Shape& shape, int64_t last) {

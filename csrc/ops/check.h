@@ -14,16 +14,30 @@ struct Rows {
   int64_t ld;
 };
 
+[[noreturn]] void fail_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed);
+[[noreturn]] void fail_activations(const char* op, const char* name, const Tensor& x);
+[[noreturn]] void fail_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
+[[noreturn]] void fail_device(const char* op, const Tensor& x, const Tensor& other);
+
 // DTYPE unless x has one of `allowed`.
-void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed);
-void check_f32(const char* op, const char* name, const Tensor& x);
+inline void check_dtype(const char* op, const char* name, const Tensor& x, std::initializer_list<int32_t> allowed) {
+  for (int32_t dtype : allowed) {
+    if (x.dtype == dtype) return;
+  }
+  fail_dtype(op, name, x, allowed);
+}
+inline void check_f32(const char* op, const char* name, const Tensor& x) { check_dtype(op, name, x, {QF_F32}); }
 // DTYPE unless the device of x computes in its dtype (QfBackend.activation_dtypes).
-void check_activations(const char* op, const char* name, const Tensor& x);
+inline void check_activations(const char* op, const char* name, const Tensor& x) {
+  if ((x.device().backend->activation_dtypes >> x.dtype & 1) == 0) fail_activations(op, name, x);
+}
 // DTYPE unless w may be the weight of activations of `dtype`: f32 takes f32, f16 and bf16, the others their own.
 void check_weight_dtype(const char* op, const char* name, const Tensor& w, int32_t dtype);
 // SHAPE unless x has this rank; `layout` is the wanted shape in words ("[tokens, heads, head_dim]").
 void check_rank(const char* op, const char* name, const Tensor& x, int rank, const char* layout);
-void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
+inline void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
+  if (!(x.shape == expected)) fail_shape(op, name, x, expected);
+}
 void check_dense(const char* op, const char* name, const Tensor& x);
 // A dense vector [n] of one dtype: weights, ids, per-row parameters.
 void check_vector(const char* op, const char* name, const Tensor& x, int64_t n, int32_t dtype);
@@ -56,7 +70,13 @@ Output check_output(const char* op, const Tensor& x, int64_t n, const Tensor* bi
                     int32_t y_dtype);
 
 // The device of x; DEVICE when another tensor lives elsewhere. Null entries are skipped.
-Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others);
+inline Device& common_device(const char* op, const Tensor& x, std::initializer_list<const Tensor*> others) {
+  Device& device = x.device();
+  for (const Tensor* other : others) {
+    if (other != nullptr && &other->device() != &device) fail_device(op, x, *other);
+  }
+  return device;
+}
 
 Shape with_last(const Shape& shape, int64_t last);
 

@@ -231,5 +231,6 @@ function load(): Native {
   }
 }
 
-export const native: Native = load();
+// Copied, because V8 keeps an addon's exports in a hash table; a plain object's functions it finds without a lookup.
+export const native: Native = { ...load() };
 native.setErrorClass(QFormerError);
