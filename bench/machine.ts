@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node
 import { cpus, loadavg, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { packageRoot } from '../lib/package-root.js';
-import type { Peak, Peaks } from './row.js';
+import type { Peaks } from './row.js';
 
 /** Header of a report. */
 export interface Machine {
@@ -63,10 +63,15 @@ export function measurePeaks(threads: number, smoke: boolean): Peaks {
   return JSON.parse(execFileSync(command, args, { encoding: 'utf8' })) as Peaks;
 }
 
-/** One limit right now, on the CPUs this process may use: DRAM read bandwidth in GB/s, or f32 multiply-adds in GFLOP/s. */
-export function measureLimit(limit: 'dram' | 'f32'): Peak {
-  const output = execFileSync(buildPeaks(), [limit === 'f32' ? '9' : '3', '128', limit], { encoding: 'utf8' });
-  return (JSON.parse(output) as Peaks)[limit];
+/**
+ * One limit right now, on `threads` CPUs or those this process may use: DRAM read bandwidth in GB/s, or multiply-adds in
+ * GFLOP/s; undefined for bf16 where the CPU has no such instruction.
+ */
+export function measureLimit<L extends 'dram' | 'f32' | 'bf16'>(limit: L, threads?: number): Peaks[L] {
+  const own = [limit === 'dram' ? '3' : '9', '128', limit];
+  const program = buildPeaks();
+  const { command, args } = threads === undefined ? { command: program, args: own } : pinned(threads, program, own);
+  return (JSON.parse(execFileSync(command, args, { encoding: 'utf8' })) as Peaks)[limit];
 }
 
 function buildPeaks(): string {

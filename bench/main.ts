@@ -8,6 +8,7 @@ import { describeMachine, measurePeaks, pinned } from './machine.js';
 import { readOptions, USAGE, type Options } from './options.js';
 import { chosenModels, runModel } from './model/run.js';
 import { runOps } from './ops/run.js';
+import { runPeers } from './peers/run.js';
 import { writeReport, type Report } from './report.js';
 import { describeRow } from './report-rows.js';
 import type { Peaks, Row } from './row.js';
@@ -20,6 +21,7 @@ async function main(): Promise<void> {
   const options = readOptions(process.argv.slice(2));
   const task = process.env[CHILD];
   if (options === 'help') console.log(USAGE);
+  else if (options.peers) await runPeers(options);
   else if (task === undefined) await parent(options);
   else await child(options, task);
 }

@@ -73,24 +73,44 @@ function loopLength(run: () => void, warmUpMs: number): number {
   }
 }
 
-/** CPU time that other processes use on this machine from construction on. */
+/** CPU time that processes other than this one and `pids` use on this machine from construction on. */
 export class OtherLoad {
   readonly #busy = busyMs();
-  readonly #own = ownMs();
+  readonly #own: number;
   readonly #start = performance.now();
+
+  constructor(private readonly pids: readonly number[] = []) {
+    this.#own = ownMs(pids);
+  }
 
   /** Mean number of cores busy with others, or undefined when too little time has passed or the system does not tell. */
   cores(): number | undefined {
     const elapsed = performance.now() - this.#start;
     const busy = busyMs();
     if (busy === undefined || this.#busy === undefined || elapsed < 10 * TICK_MS) return undefined;
-    return Math.max(0, (busy - this.#busy - (ownMs() - this.#own)) / elapsed);
+    return Math.max(0, (busy - this.#busy - (ownMs(this.pids) - this.#own)) / elapsed);
   }
 }
 
-function ownMs(): number {
+// Of this process exactly; where others count as well, in ticks, with the children of each that have ended.
+function ownMs(pids: readonly number[]): number {
+  if (pids.length > 0) return [process.pid, ...pids].reduce((sum, pid) => sum + processMs(pid), 0);
   const { user, system } = process.cpuUsage();
   return (user + system) / 1000;
+}
+
+function processMs(pid: number): number {
+  try {
+    // utime, stime, cutime, cstime; the name in brackets before them may hold anything
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+      .replace(/^.*\) /s, '')
+      .split(' ')
+      .slice(11, 15)
+      .map(Number);
+    return TICK_MS * fields.reduce((sum, ticks) => sum + ticks, 0);
+  } catch {
+    return 0;
+  }
 }
 
 function busyMs(): number | undefined {

@@ -21,6 +21,12 @@ export interface Options {
   save: boolean;
   /** Milliseconds for each case. */
   budget: number;
+  /** Compare with other runtimes instead. */
+  peers: boolean;
+  /** Do not install peers. */
+  offline: boolean;
+  /** Earlier report of a comparison whose other rows are kept. */
+  into: string | undefined;
 }
 
 export const USAGE = `npm run bench -- [options]
@@ -28,8 +34,11 @@ export const USAGE = `npm run bench -- [options]
   --threads N              one thread count instead of 1 and all
   --filter TEXT            only cases whose name contains TEXT
   --model DIR              checkpoint folder of the model part (default: the demonstration model and a synthetic one)
-  --budget MS              time for each case (default 1000)
+  --budget MS              time for each case (default 1000; with --peers 20000)
   --smoke                  few cases, few samples: does everything still run?
+  --peers                  compare with node-llama-cpp, onnxruntime-node, PyTorch, Pillow and sharp; installs them into build-peers/
+  --offline                with --peers: only those that are installed already
+  --into FILE.json         with --peers: the other rows of this earlier report are kept
   --save                   write the report to bench/results/saved/, which git keeps`;
 
 /** Reads `args`; throws an Error with a readable message. */
@@ -44,6 +53,9 @@ export function readOptions(args: string[]): Options | 'help' {
       budget: { type: 'string' },
       smoke: { type: 'boolean', default: false },
       save: { type: 'boolean', default: false },
+      peers: { type: 'boolean', default: false },
+      offline: { type: 'boolean', default: false },
+      into: { type: 'string' },
       help: { type: 'boolean', default: false },
     },
   });
@@ -51,9 +63,11 @@ export function readOptions(args: string[]): Options | 'help' {
   const sections = (values.only ?? SECTIONS).map(section);
   const all = availableParallelism();
   const threads = values.threads === undefined ? [...new Set([1, all])] : [count('threads', values.threads, all)];
-  const budget = values.budget === undefined ? (values.smoke ? 60 : 1000) : count('budget', values.budget, 600_000);
-  const { smoke, filter, model, save } = values;
-  return { sections, threads, smoke, filter, model, save, budget };
+  const usual = values.smoke ? 60 : values.peers ? 20_000 : 1000;
+  const budget = values.budget === undefined ? usual : count('budget', values.budget, 600_000);
+  const { smoke, filter, model, save, peers, offline, into } = values;
+  if (into !== undefined && !peers) throw new Error('--into goes with --peers');
+  return { sections, threads, smoke, filter, model, save, budget, peers, offline, into };
 }
 
 function section(name: string): Section {

@@ -1,5 +1,6 @@
-// One row of a report as text: time, rates, share of the limit that binds it.
+// Parts of a report as text: a row's time, rates and share of the limit that binds it, tables, the report's name.
 
+import type { Machine } from './machine.js';
 import { shareOfLimit, type Figure, type Peaks, type Row } from './row.js';
 
 /** The cells of a timed row. */
@@ -58,4 +59,16 @@ export function formatFigure({ value, unit, min, max }: Figure): string {
 export function round(value: number): string {
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value) || 1)));
   return value.toFixed(Math.min(digits, 3));
+}
+
+/** Lines of a Markdown table. */
+export function table(header: string[], rows: string[][]): string[] {
+  const line = (cells: string[]) => `| ${cells.join(' | ')} |`;
+  return [line(header), line(header.map(() => '---')), ...rows.map(line)];
+}
+
+/** File name of a report without its ending: date, kind, CPU. */
+export function reportName({ date, cpu }: Machine, kind?: string): string {
+  const parts = [date.slice(0, 16).replace(':', ''), kind, cpu.replaceAll(/[^\w]+/g, '-').toLowerCase()];
+  return parts.filter((part) => part !== undefined).join('-');
 }

@@ -4,7 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { packageRoot } from '../lib/package-root.js';
 import type { Machine } from './machine.js';
-import { cellsOf, formatFigure, round } from './report-rows.js';
+import { cellsOf, formatFigure, reportName, round, table } from './report-rows.js';
 import type { Peaks, Row } from './row.js';
 import { judgeTargets } from './targets.js';
 
@@ -19,8 +19,7 @@ export interface Report {
 export function writeReport(report: Report, save: boolean): string[] {
   const folder = join(packageRoot(), 'bench', 'results', ...(save ? ['saved'] : []));
   mkdirSync(folder, { recursive: true });
-  const { date, cpu } = report.machine;
-  const name = `${date.slice(0, 16).replace(':', '')}-${cpu.replaceAll(/[^\w]+/g, '-').toLowerCase()}`;
+  const name = reportName(report.machine);
   const json = join(folder, `${name}.json`);
   const markdown = join(folder, `${name}.md`);
   const targets = judgeTargets(report);
@@ -88,9 +87,4 @@ function section(report: Report, peaks: Peaks): string[] {
     }
   }
   return lines;
-}
-
-function table(header: string[], rows: string[][]): string[] {
-  const line = (cells: string[]) => `| ${cells.join(' | ')} |`;
-  return [line(header), line(header.map(() => '---')), ...rows.map(line)];
 }

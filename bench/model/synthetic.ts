@@ -1,6 +1,7 @@
 // A checkpoint folder with random weights, so that the model part says something about real sizes: a ViT of ViT-g's width, a
-// Q-Former of BERT's, a language model of LLaMA-1.1B's, each cut to a few layers. bf16; tensor names and shapes are those
-// that the models declare. The tokenizers are the demonstration model's; ids beyond them cannot be generated (see writeRandom).
+// Q-Former of BERT's, a language model of LLaMA-1.1B's, each cut to a few layers; or any other sizes. bf16; tensor names and
+// shapes are those that the models declare. The tokenizers are the demonstration model's; ids beyond them cannot be generated
+// (see writeRandom).
 
 import { closeSync, cpSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -17,8 +18,10 @@ const TOKENIZER_IDS = 2560;
 
 /** The part of a config.json that sizes are taken from. */
 export type SyntheticConfig = typeof SMALL;
+export type SyntheticText = SyntheticConfig['text_config'];
 
-const SMALL = {
+/** Real widths, few layers. */
+export const SMALL = {
   architectures: ['InstructBlipForConditionalGeneration'],
   model_type: 'instructblip',
   image_token_index: 4,
@@ -92,18 +95,30 @@ export function writeSyntheticModel(
   const dir = mkdtempSync(join(tmpdir(), 'qformer-bench-'));
   const remove = () => rmSync(dir, { recursive: true, force: true });
   try {
-    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'qformer_tokenizer', 'generation_config.json']) {
-      cpSync(join(tokenizers, name), join(dir, name), { recursive: true });
-    }
-    const size = { height: config.vision_config.image_size, width: config.vision_config.image_size };
-    writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
-    writeFileSync(join(dir, 'preprocessor_config.json'), JSON.stringify({ do_resize: true, size, resample: 3 }));
-    writeShards(dir, declaredTensors(readModelConfig(join(dir, 'config.json')), config), shards);
+    writeSyntheticCheckpoint(dir, tokenizers, config, shards);
     return { dir, remove };
   } catch (error) {
     remove();
     throw error;
   }
+}
+
+/** Writes a checkpoint, or the language model alone where `config` is that of one, into the folder `dir`. */
+export function writeSyntheticCheckpoint(
+  dir: string,
+  tokenizers: string,
+  config: SyntheticConfig | SyntheticText,
+  shards = 1,
+): void {
+  for (const name of ['tokenizer.json', 'tokenizer_config.json', 'qformer_tokenizer', 'generation_config.json']) {
+    cpSync(join(tokenizers, name), join(dir, name), { recursive: true });
+  }
+  writeFileSync(join(dir, 'config.json'), JSON.stringify(config));
+  if ('vision_config' in config) {
+    const size = { height: config.vision_config.image_size, width: config.vision_config.image_size };
+    writeFileSync(join(dir, 'preprocessor_config.json'), JSON.stringify({ do_resize: true, size, resample: 3 }));
+  }
+  writeShards(dir, declaredTensors(readModelConfig(join(dir, 'config.json')), config), shards);
 }
 
 /** Collects what modules declare instead of loading it. */
@@ -112,7 +127,7 @@ class Declarations implements ParameterSource {
   readonly activations = 'f32';
   readonly shapes = new Map<string, number[]>();
 
-  constructor(private readonly config: SyntheticConfig) {}
+  constructor(private readonly config: SyntheticConfig | SyntheticText) {}
 
   matrix(name: string, shape: readonly number[]): Parameter {
     const rows = this.#rowsOf(name);
@@ -121,6 +136,7 @@ class Declarations implements ParameterSource {
     return new Parameter(name, known);
   }
   #rowsOf(name: string): number {
+    if (!('text_config' in this.config)) return this.config.vocab_size;
     const { qformer_config: qformer, text_config: text } = this.config;
     if (!name.startsWith('qformer.')) return text.vocab_size;
     return name.includes('position_embeddings') ? qformer.max_position_embeddings : qformer.vocab_size;
@@ -143,10 +159,11 @@ class Declarations implements ParameterSource {
   ignore(): void {}
 }
 
-function declaredTensors(config: ModelConfig, sizes: SyntheticConfig): Map<string, number[]> {
+function declaredTensors(config: ModelConfig, sizes: SyntheticConfig | SyntheticText): Map<string, number[]> {
   const source = new Declarations(sizes);
   if (config.text.modelType !== 'llama') throw new Error(`no synthetic ${config.text.modelType}`);
-  new Blip2(source, config, new Llama(source, 'language_model.', config.text), () => {});
+  if (config.vision === undefined) new Llama(source, '', config.text);
+  else new Blip2(source, config, new Llama(source, 'language_model.', config.text), () => {});
   return source.shapes;
 }
 
