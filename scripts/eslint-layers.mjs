@@ -2,7 +2,7 @@
 //
 // `qformer/layers` reports every import of a file in lib/ that its layer is not allowed. Values and types are separate
 // columns: a type import loads nothing, so files that must stay free of native code may still name a native type.
-// In engine/ the bookkeeping ('engine') is listed by name and free of tensors; every other file there is the runner's.
+// In engine/, scheduling/ is bookkeeping free of tensors and execution/ runs what it decides.
 // A layer that is missing in a list cannot be imported; a file that belongs to no layer is reported as such.
 import { dirname, join, normalize, relative, sep } from 'node:path';
 
@@ -17,17 +17,14 @@ const LAYERS = [
   ['protocol', /^engine\/(protocol|params|task)$/],
   ['worker', /^engine\/worker$/],
   ['client', /^engine\/client$/],
-  [
-    'engine',
-    /^engine\/(sequence|group|encoder-input|beam-search|beam-scores|ranking|scheduler|kv-cache|engine|batch|logits|text-stream|request-timer)$/,
-  ],
-  ['runner', /^engine\//],
+  ['scheduling', /^engine\/scheduling\//],
+  ['execution', /^engine\/execution\//],
   ['cli', /^cli\//],
   ['main', /^(eval\/)?[^/]+$/],
 ];
 
 const BASE = ['errors', 'package-root'];
-const PURE_ENGINE = [...BASE, 'io', 'protocol', 'engine'];
+const PURE = [...BASE, 'io', 'protocol', 'scheduling'];
 const MAIN_THREAD = [...BASE, 'io', 'protocol', 'client', 'main'];
 const NATIVE = [...BASE, 'tensor', 'nn', 'models', 'io'];
 
@@ -40,9 +37,9 @@ const ALLOWED = {
   nn: { values: [...BASE, 'tensor', 'nn'] },
   models: { values: NATIVE },
   protocol: { values: ['errors', 'io', 'protocol'] },
-  engine: { values: PURE_ENGINE, types: ['runner'] },
-  runner: { values: [...NATIVE, 'protocol', 'engine', 'runner'] },
-  worker: { values: [...NATIVE, 'protocol', 'engine', 'runner', 'worker'] },
+  scheduling: { values: PURE, types: ['execution'] },
+  execution: { values: [...NATIVE, 'protocol', 'scheduling', 'execution'] },
+  worker: { values: [...NATIVE, 'protocol', 'scheduling', 'execution', 'worker'] },
   client: { values: [...BASE, 'protocol', 'client'] },
   main: { values: MAIN_THREAD, types: ['tensor'] },
   cli: { values: [...MAIN_THREAD, 'cli'] },
@@ -67,6 +64,10 @@ const rule = {
     const file = insideLib(context.filename, context.cwd);
     if (file === undefined) return {};
     const layer = layerOf(file);
+    if (layer === undefined) {
+      const why = `lib/${file} belongs to no layer: name one in scripts/eslint-layers.mjs`;
+      return { Program: (node) => context.report({ node, messageId: 'layer', data: { why } }) };
+    }
 
     function check(node, specifier, typeOnly) {
       const report = (why) => context.report({ node, messageId: 'layer', data: { why } });

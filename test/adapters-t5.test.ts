@@ -2,7 +2,7 @@
 // nothing that an encoder wrote for one adapter is read with another.
 
 import { beforeAll, describe, expect, it } from 'vitest';
-import { Ranking } from '../lib/engine/ranking.js';
+import { Ranking } from '../lib/engine/scheduling/ranking.js';
 import {
   generatedGoldens,
   loadT5Adapters,

@@ -4,7 +4,7 @@
 import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { DEFAULT_BATCH_SIZE } from '../lib/io/memory-estimate.js';
-import { Ranking } from '../lib/engine/ranking.js';
+import { Ranking } from '../lib/engine/scheduling/ranking.js';
 import { expectDevices, halfRuns, inF32, isEmulated, loadedFor, runs, sample, testDevices } from './support/devices.js';
 import {
   bytesOf,

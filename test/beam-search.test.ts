@@ -2,7 +2,7 @@
 // each answer what it is alone, and no block may be lost.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Engine, type EngineLimits } from '../lib/engine/engine.js';
+import { Engine, type EngineLimits } from '../lib/engine/scheduling/engine.js';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import { QFormerError } from '../lib/errors.js';
 import { FakeRunner, aloneBeams, aloneTokens, fakeGroup, letter, type FakeRequest } from './support/fake-runner.js';

@@ -1,7 +1,7 @@
 // The engine over an encoder–decoder model, on every device: what the encoder reads shares the KV pool with the decoder, is found
 // again in the prefix cache as a whole or not at all, counts as the prompt, and is bounded by the pool.
 import { describe, expect, it } from 'vitest';
-import { BlockManager, type BlockOwner } from '../lib/engine/kv-cache.js';
+import { BlockManager, type BlockOwner } from '../lib/engine/scheduling/kv-cache.js';
 import { expectDevices, inF32, testDevices } from './support/devices.js';
 import { finishAll, idsSequence, withEngine, type LoadedEngine, type LoadOptions } from './support/engine-models.js';
 import { Goldens } from './support/fixtures.js';

@@ -3,7 +3,7 @@
 // 16 bits the log-probabilities of the first token, and the same bits in all those ways.
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { EngineResult } from '../lib/engine/protocol.js';
-import type { SequenceImage } from '../lib/engine/sequence.js';
+import type { SequenceImage } from '../lib/engine/scheduling/sequence.js';
 import { liveTensors } from '../lib/tensor/index.js';
 import { expectDevices, halfRuns, inF32, isEmulated, sample, testDevices } from './support/devices.js';
 import { bytesOf, finishAll, idsSequence, loadEngine, runTogether, withEngine } from './support/engine-models.js';

@@ -2,7 +2,7 @@
 // reuse, aborts and failures must never change the answer of any other request, and no block may be lost.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Engine, type EngineEvent, type EngineLimits } from '../lib/engine/engine.js';
+import { Engine, type EngineEvent, type EngineLimits } from '../lib/engine/scheduling/engine.js';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import { QFormerError } from '../lib/errors.js';
 import { FakeRunner, aloneTokens, fakeSequence, type FakeRequest } from './support/fake-runner.js';

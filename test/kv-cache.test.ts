@@ -1,7 +1,7 @@
 // The block manager alone: allocation, sharing, eviction, and what must never be shared.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { BlockManager, type BlockOwner } from '../lib/engine/kv-cache.js';
+import { BlockManager, type BlockOwner } from '../lib/engine/scheduling/kv-cache.js';
 
 const SIZE = 4;
 

@@ -29,12 +29,24 @@ describe('the import rule of the layers', () => {
   it.each([
     ['tensor/ops.ts', "import { Linear } from '../nn/linear.js';", "'tensor' must not import layer 'nn'"],
     ['nn/linear.ts', "import { createModel } from '../models/registry.js';", "'nn' must not import layer 'models'"],
-    ['models/vit.ts', "import { Engine } from '../engine/engine.js';", "'models' must not import layer 'engine'"],
+    [
+      'models/vit.ts',
+      "import { Engine } from '../engine/scheduling/engine.js';",
+      "'models' must not import layer 'scheduling'",
+    ],
     ['io/image.ts', "import { Tensor } from '../tensor/index.js';", "'io' must not import layer 'tensor'"],
     ['io/image.ts', "import type { Tensor } from '../tensor/index.js';", "types of layer 'tensor'"],
     ['io/image.ts', "import { packageRoot } from '../package-root.js';", "'io' must not import layer 'package-root'"],
-    ['engine/scheduler.ts', "import { Tensor } from '../tensor/index.js';", "'engine' must not import layer 'tensor'"],
-    ['engine/engine.ts', "import { ModelRunner } from './runner.js';", "'engine' must not import layer 'runner'"],
+    [
+      'engine/scheduling/scheduler.ts',
+      "import { Tensor } from '../../tensor/index.js';",
+      "'scheduling' must not import layer 'tensor'",
+    ],
+    [
+      'engine/scheduling/engine.ts',
+      "import { ModelRunner } from '../execution/runner.js';",
+      "'scheduling' must not import layer 'execution'",
+    ],
     ['engine/client.ts', "import './worker.js';", "'client' must not import layer 'worker'"],
     ['model.ts', "import { ops } from './tensor/index.js';", "'main' must not import layer 'tensor'"],
     ['index.ts', "export { Tensor } from './tensor/index.js';", "'main' must not import layer 'tensor'"],
@@ -43,6 +55,7 @@ describe('the import rule of the layers', () => {
     ['cli/demo.ts', "const t = require('../tensor/index.js');", "'cli' must not import layer 'tensor'"],
     ['tensor/tensor.ts', "import load from 'node-gyp-build';", 'only lib/tensor/binding.ts'],
     ['cli/demo.ts', "import { x } from '../../bench/run.js';", 'outside lib/'],
+    ['engine/runner.ts', "import { ops } from '../tensor/index.js';", 'lib/engine/runner belongs to no layer'],
   ])('reports in %s: %s', async (file, code, expected) => {
     const found = await complaints(file, code);
     expect(found).toHaveLength(1);
@@ -52,8 +65,11 @@ describe('the import rule of the layers', () => {
   it.each([
     ['tensor/binding.ts', "import load from 'node-gyp-build'; import { QFormerError } from '../errors.js';"],
     ['models/vit.ts', "import { ops } from '../tensor/index.js'; import { Linear } from '../nn/linear.js';"],
-    ['engine/runner.ts', "import { ops } from '../tensor/index.js'; import { Sequence } from './sequence.js';"],
-    ['engine/engine.ts', "import type { Runner } from './runner.js';"],
+    [
+      'engine/execution/runner.ts',
+      "import { ops } from '../../tensor/index.js'; import { Sequence } from '../scheduling/sequence.js';",
+    ],
+    ['engine/scheduling/engine.ts', "import type { Runner } from '../execution/runner.js';"],
     ['index.ts', "import type { Tensor } from './tensor/index.js'; export { loadModel } from './model.js';"],
     ['cli/main.ts', "import { Command } from 'commander'; import { loadModel } from '../model.js';"],
   ])('accepts in %s: %s', async (file, code) => {

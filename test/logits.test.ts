@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { readFixture } from './support/safetensors-fixture.js';
-import { LogitRules, type BanRules } from '../lib/engine/logits.js';
+import { LogitRules, type BanRules } from '../lib/engine/scheduling/logits.js';
 
 const NONE: BanRules = { noRepeatNgramSize: 0, badWords: [], eosTokenIds: [0], minNewTokens: 0, penalizePrompt: true };
 

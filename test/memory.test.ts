@@ -4,7 +4,7 @@ import { cpSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } f
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { loadEngine } from '../lib/engine/load.js';
+import { loadEngine } from '../lib/engine/execution/load.js';
 import { estimateMemory, inspect, loadModel } from '../lib/index.js';
 import { availableMemory } from '../lib/io/available-memory.js';
 import { kvBudget } from '../lib/io/memory-estimate.js';

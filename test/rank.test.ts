@@ -1,8 +1,8 @@
 // Ranking of candidates: the numbers against the reference on every device, and against a forward pass over prompt and candidate; the
 // bytes against each candidate alone, in chunks, in a small pool and beside other requests.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { loadEngine as openEngine } from '../lib/engine/load.js';
-import { Ranking } from '../lib/engine/ranking.js';
+import { loadEngine as openEngine } from '../lib/engine/execution/load.js';
+import { Ranking } from '../lib/engine/scheduling/ranking.js';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import { loadModel, type Model } from '../lib/index.js';
 import { loadImage } from '../lib/io/image.js';

@@ -1,9 +1,9 @@
 // Who runs, in which step, with how many tokens.
 import { describe, expect, it } from 'vitest';
-import { BlockManager } from '../lib/engine/kv-cache.js';
-import { Scheduler, type ScheduledSequence } from '../lib/engine/scheduler.js';
+import { BlockManager } from '../lib/engine/scheduling/kv-cache.js';
+import { Scheduler, type ScheduledSequence } from '../lib/engine/scheduling/scheduler.js';
 import { fakeSequence } from './support/fake-runner.js';
-import type { Sequence } from '../lib/engine/sequence.js';
+import type { Sequence } from '../lib/engine/scheduling/sequence.js';
 
 const range = (n: number, from = 1): number[] => Array.from({ length: n }, (_, i) => from + i);
 

@@ -2,8 +2,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { resolveParams, type GenerateParams } from '../lib/engine/params.js';
-import { Sequence } from '../lib/engine/sequence.js';
-import { TextStream, type Detokenizer } from '../lib/engine/text-stream.js';
+import { Sequence } from '../lib/engine/scheduling/sequence.js';
+import { TextStream, type Detokenizer } from '../lib/engine/scheduling/text-stream.js';
 import { EOS, LetterDetokenizer, fakeSequence } from './support/fake-runner.js';
 
 /** Ids are indices into a list of pieces; '\u0000' marks a piece whose character is unfinished until the next one. */

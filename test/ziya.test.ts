@@ -5,7 +5,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { loadEngine, type LoadedEngine } from '../lib/engine/load.js';
+import { loadEngine, type LoadedEngine } from '../lib/engine/execution/load.js';
 import { inspect, loadModel, type Model } from '../lib/index.js';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { loadImage } from '../lib/io/image.js';

@@ -6,9 +6,9 @@ import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from '
 import { QFormerError } from '../errors.js';
 import { isRetrievalCheckpoint } from '../io/retrieval-checkpoint.js';
 import { liveTensors, trimMemory } from '../tensor/index.js';
-import type { EngineEvent } from './engine.js';
-import { loadEngine, type LoadedEngine } from './load.js';
-import { loadRetrieval } from './load-retrieval.js';
+import type { EngineEvent } from './scheduling/engine.js';
+import { loadEngine, type LoadedEngine } from './execution/load.js';
+import { loadRetrieval } from './execution/load-retrieval.js';
 import {
   serializeError,
   type AdapterCommand,
@@ -19,7 +19,7 @@ import {
   type ToWorker,
   type WorkerInit,
 } from './protocol.js';
-import { cannot, type TaskEvent } from './task-queue.js';
+import { cannot, type TaskEvent } from './execution/task-queue.js';
 
 /** Between two progress messages of one phase, ms; the event loop of the main thread is not ours to fill. */
 const PROGRESS_MS = 30;

@@ -1,13 +1,13 @@
 // A runner without tensors whose next token depends on every key and value a real one would read: each slot of its pool holds
 // a digest of the whole prefix, read through the block table. A wrongly shared, stale or overwritten block changes the answer.
-import { BeamSearch } from '../../lib/engine/beam-search.js';
+import { BeamSearch } from '../../lib/engine/scheduling/beam-search.js';
 import { resolveParams, type GenerateParams } from '../../lib/engine/params.js';
-import type { Runner } from '../../lib/engine/engine.js';
-import type { Candidates, SequenceGroup, StepOutput } from '../../lib/engine/group.js';
-import type { BlockCopy } from '../../lib/engine/kv-cache.js';
-import type { ScheduledSequence } from '../../lib/engine/scheduler.js';
-import { Sequence, type SequenceImage } from '../../lib/engine/sequence.js';
-import type { Detokenizer } from '../../lib/engine/text-stream.js';
+import type { Runner } from '../../lib/engine/scheduling/engine.js';
+import type { Candidates, SequenceGroup, StepOutput } from '../../lib/engine/scheduling/group.js';
+import type { BlockCopy } from '../../lib/engine/scheduling/kv-cache.js';
+import type { ScheduledSequence } from '../../lib/engine/scheduling/scheduler.js';
+import { Sequence, type SequenceImage } from '../../lib/engine/scheduling/sequence.js';
+import type { Detokenizer } from '../../lib/engine/scheduling/text-stream.js';
 
 export const VOCAB = 50;
 export const EOS = 0;

@@ -2,24 +2,24 @@
 // when loading fails half way. Runs in the worker; tests run it on their own thread.
 
 import { cpus } from 'node:os';
-import { QFormerError, describe } from '../errors.js';
-import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../io/checkpoint.js';
-import type { ModelConfig, PreprocessorConfig } from '../io/config.js';
-import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget, weightBytes } from '../io/memory-estimate.js';
-import { storedDtype } from '../models/activations.js';
-import { AdapterSet } from '../models/adapters.js';
-import type { VisionLanguageModel } from '../models/model.js';
-import { createModel } from '../models/registry.js';
-import { Weights, type WeightsOptions } from '../models/weights.js';
-import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../tensor/index.js';
+import { QFormerError, describe } from '../../errors.js';
+import { openCheckpoint, type Checkpoint, type CheckpointFiles } from '../../io/checkpoint.js';
+import type { ModelConfig, PreprocessorConfig } from '../../io/config.js';
+import { DEFAULT_BATCH_SIZE, DEFAULT_IMAGE_CACHE_BYTES, kvBudget, weightBytes } from '../../io/memory-estimate.js';
+import { storedDtype } from '../../models/activations.js';
+import { AdapterSet } from '../../models/adapters.js';
+import type { VisionLanguageModel } from '../../models/model.js';
+import { createModel } from '../../models/registry.js';
+import { Weights, type WeightsOptions } from '../../models/weights.js';
+import { devices, getThreads, liveTensors, setThreads, unusedDevices, type DeviceInfo } from '../../tensor/index.js';
 import { AdapterCommands } from './adapter-commands.js';
-import { Engine } from './engine.js';
+import { Engine } from '../scheduling/engine.js';
 import { ImageEncoder } from './image-encoder.js';
 import type { ImageFeatures } from './image-features.js';
 import { KvPool } from './kv-pool.js';
 import { freeBytes, requireMemory } from './memory-check.js';
 import { PromptBuilder } from './prompt.js';
-import type { EngineInfo, EngineOptions, EngineStats, LoadProgress } from './protocol.js';
+import type { EngineInfo, EngineOptions, EngineStats, LoadProgress } from '../protocol.js';
 import { ModelRunner } from './runner.js';
 import { TaskQueue } from './task-queue.js';
 

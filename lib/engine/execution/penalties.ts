@@ -1,7 +1,7 @@
 // What a sequence's rules do to its scores, as one op over the batch.
 
-import { Tensor, ops } from '../tensor/index.js';
-import type { Sequence } from './sequence.js';
+import { Tensor, ops } from '../../tensor/index.js';
+import type { Sequence } from '../scheduling/sequence.js';
 
 /** Lists as views of one tensor each, so that they reach the device in one copy. Parts are aligned to 16 elements. */
 export function together(

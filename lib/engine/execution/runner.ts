@@ -4,21 +4,21 @@
 // sampled ids back. A step whose sequences all decode replays a graph recorded for its batch size: one native call
 // instead of a few hundred.
 
-import { QFormerError } from '../errors.js';
-import type { AdapterSet, LoadedAdapter } from '../models/adapters.js';
-import type { VisionLanguageModel } from '../models/model.js';
-import { Tensor, ops, scope } from '../tensor/index.js';
-import { layOutBatch } from './batch.js';
+import { QFormerError } from '../../errors.js';
+import type { AdapterSet, LoadedAdapter } from '../../models/adapters.js';
+import type { VisionLanguageModel } from '../../models/model.js';
+import { Tensor, ops, scope } from '../../tensor/index.js';
+import { layOutBatch } from '../scheduling/batch.js';
 import { DecodeGraphs } from './decode-graphs.js';
 import { encodeInputs, type EncoderItem, type PlacedRows } from './encoder-batch.js';
-import type { Runner } from './engine.js';
-import type { StepOutput } from './group.js';
+import type { Runner } from '../scheduling/engine.js';
+import type { StepOutput } from '../scheduling/group.js';
 import type { ImageEncoder } from './image-encoder.js';
-import type { BlockCopy } from './kv-cache.js';
+import type { BlockCopy } from '../scheduling/kv-cache.js';
 import type { KvPool } from './kv-pool.js';
 import { nextTokens, type LogitRow } from './next-tokens.js';
-import type { ScheduledSequence } from './scheduler.js';
-import type { Sequence } from './sequence.js';
+import type { ScheduledSequence } from '../scheduling/scheduler.js';
+import type { Sequence } from '../scheduling/sequence.js';
 import { viewStep } from './step-inputs.js';
 
 export interface ModelRunnerOptions {

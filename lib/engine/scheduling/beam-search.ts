@@ -2,12 +2,12 @@
 // of whatever else they have in common. A beam that goes on in several ways is forked; the block that it has filled in part is
 // copied when one of them writes to it.
 
-import { QFormerError } from '../errors.js';
+import { QFormerError } from '../../errors.js';
 import { BeamScores, type Hypothesis, type Survivor } from './beam-scores.js';
 import type { EncoderInput } from './encoder-input.js';
 import type { Candidates, GroupStep, SequenceGroup, StepOutput } from './group.js';
 import type { BlockManager } from './kv-cache.js';
-import type { Beam, Delta, EngineResult, FinishReason } from './protocol.js';
+import type { Beam, Delta, EngineResult, FinishReason } from '../protocol.js';
 import type { Sequence } from './sequence.js';
 
 /** A request with `numBeams` above 1. Its text comes as one piece at the end. */

@@ -2,12 +2,12 @@
 // next, its visible text, and when it is finished. A sequence only records; the scheduler and the engine decide. Most
 // requests are one sequence, and a sequence is the group of itself; those of a beam search are forks of a first one.
 
-import { QFormerError } from '../errors.js';
+import { QFormerError } from '../../errors.js';
 import { EncoderInput } from './encoder-input.js';
 import type { GroupStep, Probe, SequenceGroup, StepOutput } from './group.js';
 import { LogitRules } from './logits.js';
-import type { ResolvedParams } from './params.js';
-import type { Delta, EngineResult, FinishReason, TokenLogprob, Usage } from './protocol.js';
+import type { ResolvedParams } from '../params.js';
+import type { Delta, EngineResult, FinishReason, TokenLogprob, Usage } from '../protocol.js';
 import { RequestTimer } from './request-timer.js';
 import { TextStream, type Detokenizer } from './text-stream.js';
 

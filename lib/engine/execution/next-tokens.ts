@@ -1,12 +1,12 @@
 // Logits → what each sequence wants of them: one drawn token, for a beam search the best candidates, for a ranking the
 // log-probabilities of given tokens. Of the last two only a few numbers per row leave the device.
 
-import { QFormerError } from '../errors.js';
-import { ops, type Tensor } from '../tensor/index.js';
-import type { StepOutput } from './group.js';
+import { QFormerError } from '../../errors.js';
+import { ops, type Tensor } from '../../tensor/index.js';
+import type { StepOutput } from '../scheduling/group.js';
 import { penalize, together } from './penalties.js';
 import { sampleTokens } from './sampler.js';
-import type { Sequence } from './sequence.js';
+import type { Sequence } from '../scheduling/sequence.js';
 
 /** A row of logits: of the token at `position`, which is the last one unless the sequence has a probe. */
 export interface LogitRow {

@@ -1,11 +1,11 @@
 // What the main thread may do with adapters, against the requests that are running: none may lose or change the weights it was
 // started with. Commands take effect between two steps.
 
-import { QFormerError } from '../errors.js';
-import type { AdapterInfo } from '../io/adapter.js';
-import type { AdapterSet } from '../models/adapters.js';
+import { QFormerError } from '../../errors.js';
+import type { AdapterInfo } from '../../io/adapter.js';
+import type { AdapterSet } from '../../models/adapters.js';
 import type { ImageEncoder } from './image-encoder.js';
-import type { AdapterCommand } from './protocol.js';
+import type { AdapterCommand } from '../protocol.js';
 
 /** Runs adapter commands of one model and knows which adapter each running request uses. */
 export class AdapterCommands {

@@ -2,18 +2,18 @@
 // pictures, resolved options. Layouts as the processors make them: image placeholders come first, even before bos; a prompt
 // that already holds them all is taken as it is; checkpoints without a placeholder id get the same layout.
 
-import { QFormerError, describe } from '../errors.js';
-import type { Checkpoint } from '../io/checkpoint.js';
-import { IncrementalDetokenizer } from '../io/detokenizer.js';
-import { TextTokenizer } from '../io/tokenizer.js';
-import { placeImageTokens } from '../models/blip2.js';
-import { BeamSearch } from './beam-search.js';
-import type { SequenceGroup } from './group.js';
+import { QFormerError, describe } from '../../errors.js';
+import type { Checkpoint } from '../../io/checkpoint.js';
+import { IncrementalDetokenizer } from '../../io/detokenizer.js';
+import { TextTokenizer } from '../../io/tokenizer.js';
+import { placeImageTokens } from '../../models/blip2.js';
+import { BeamSearch } from '../scheduling/beam-search.js';
+import type { SequenceGroup } from '../scheduling/group.js';
 import { readPixels } from './image-features.js';
-import { resolveParams } from './params.js';
-import type { EngineRequest } from './protocol.js';
-import { Ranking } from './ranking.js';
-import { Sequence } from './sequence.js';
+import { resolveParams } from '../params.js';
+import type { EngineRequest } from '../protocol.js';
+import { Ranking } from '../scheduling/ranking.js';
+import { Sequence } from '../scheduling/sequence.js';
 
 /** Makes sequences for one checkpoint. */
 export class PromptBuilder {

@@ -1,10 +1,10 @@
 // The memory of the paged KV cache: per layer two tensors [blocks, block_size, num_kv_heads, head_dim].
 // bytes per token = 2 · layers · num_kv_heads · head_dim · bytes per element (LLaMA-7B in f32: 1 MiB).
 
-import { QFormerError, describe } from '../errors.js';
-import type { KvCache, LanguageModel } from '../models/model.js';
-import { Tensor, dtypeSize, keep, ops, scope, type Dtype } from '../tensor/index.js';
-import type { BlockCopy } from './kv-cache.js';
+import { QFormerError, describe } from '../../errors.js';
+import type { KvCache, LanguageModel } from '../../models/model.js';
+import { Tensor, dtypeSize, keep, ops, scope, type Dtype } from '../../tensor/index.js';
+import type { BlockCopy } from '../scheduling/kv-cache.js';
 
 /** Tokens per block. */
 export const BLOCK_SIZE = 16;

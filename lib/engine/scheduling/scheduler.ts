@@ -3,7 +3,7 @@
 // first come, first served, so nobody starves. When the pool is full, the youngest running group gives its blocks back and later
 // recomputes prompt and answer; the kernels' results do not depend on chunking, so it continues as if nothing had happened.
 
-import { QFormerError } from '../errors.js';
+import { QFormerError } from '../../errors.js';
 import type { SequenceGroup } from './group.js';
 import type { BlockCopy, BlockManager } from './kv-cache.js';
 import type { Sequence } from './sequence.js';

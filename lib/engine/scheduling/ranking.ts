@@ -4,7 +4,7 @@
 
 import type { EncoderInput } from './encoder-input.js';
 import type { GroupStep, SequenceGroup, StepOutput } from './group.js';
-import type { EngineResult, FinishReason } from './protocol.js';
+import type { EngineResult, FinishReason } from '../protocol.js';
 import type { Sequence } from './sequence.js';
 
 /** Candidates that are computed at the same time. */

@@ -2,13 +2,13 @@
 // raw logits where asked for. Each row depends on its own sequence only (counter-based random numbers keyed by the
 // request's seed and its number of generated tokens), so neither the batch nor a preemption changes a draw.
 
-import { QFormerError } from '../errors.js';
-import type { Tensor } from '../tensor/index.js';
-import { ops } from '../tensor/index.js';
-import type { StepOutput } from './group.js';
+import { QFormerError } from '../../errors.js';
+import type { Tensor } from '../../tensor/index.js';
+import { ops } from '../../tensor/index.js';
+import type { StepOutput } from '../scheduling/group.js';
 import { penalize, together } from './penalties.js';
-import type { TokenLogprob } from './protocol.js';
-import type { Sequence } from './sequence.js';
+import type { TokenLogprob } from '../protocol.js';
+import type { Sequence } from '../scheduling/sequence.js';
 
 /** Samples one token for each row. logits: [b, vocab] f32, overwritten. Call it inside a scope. */
 export function sampleTokens(logits: Tensor, sequences: readonly Sequence[], device: string): StepOutput[] {

@@ -2,10 +2,10 @@
 // Runner knows tensors. An error belongs to its request; where a step fails and nobody is to blame, the requests of that
 // step fail and the engine goes on. A device fault poisons it: nothing on that device can be trusted any more.
 
-import { QFormerError, isQFormerError } from '../errors.js';
+import { QFormerError, isQFormerError } from '../../errors.js';
 import type { SequenceGroup, StepOutput } from './group.js';
 import { BlockManager, type BlockCopy } from './kv-cache.js';
-import type { Delta, EngineResult, FinishReason } from './protocol.js';
+import type { Delta, EngineResult, FinishReason } from '../protocol.js';
 import { Scheduler, type ScheduledSequence } from './scheduler.js';
 import type { Sequence } from './sequence.js';
 

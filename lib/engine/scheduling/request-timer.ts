@@ -1,6 +1,6 @@
 // When the stages of one request began, from which its timings follow. Shared by all sequences of a request.
 
-import type { Timings } from './protocol.js';
+import type { Timings } from '../protocol.js';
 
 /** Clock readings of one request, ms. */
 export class RequestTimer {

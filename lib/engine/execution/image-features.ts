@@ -3,11 +3,11 @@
 // Several images take one pass.
 
 import { createHash } from 'node:crypto';
-import { QFormerError, describe } from '../errors.js';
-import type { PreprocessorConfig } from '../io/side-config.js';
-import { keep, ops, scope, Tensor } from '../tensor/index.js';
-import type { SequenceImage } from './sequence.js';
-import type { TaskImage } from './task.js';
+import { QFormerError, describe } from '../../errors.js';
+import type { PreprocessorConfig } from '../../io/side-config.js';
+import { keep, ops, scope, Tensor } from '../../tensor/index.js';
+import type { SequenceImage } from '../scheduling/sequence.js';
+import type { TaskImage } from '../task.js';
 import type { TensorCache } from './tensor-cache.js';
 
 /** Runs the vision tower, with a cache. */

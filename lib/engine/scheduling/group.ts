@@ -3,7 +3,7 @@
 
 import type { EncoderInput } from './encoder-input.js';
 import type { BlockManager } from './kv-cache.js';
-import type { Delta, EngineResult, FinishReason, TokenLogprob } from './protocol.js';
+import type { Delta, EngineResult, FinishReason, TokenLogprob } from '../protocol.js';
 import type { Sequence } from './sequence.js';
 
 /** The best next tokens of a sequence, descending, with their log-probabilities after penalties and bans. */

@@ -3,10 +3,10 @@
 // ones and read nothing past a sequence's context, so the bits are the same. Few graphs are kept: each owns the memory of
 // its intermediate results.
 
-import type { KvCache, LanguageModel, VisionLanguageModel } from '../models/model.js';
-import { Tensor, keep, record, type Graph } from '../tensor/index.js';
-import { layOutBatch } from './batch.js';
-import type { ScheduledSequence } from './scheduler.js';
+import type { KvCache, LanguageModel, VisionLanguageModel } from '../../models/model.js';
+import { Tensor, keep, record, type Graph } from '../../tensor/index.js';
+import { layOutBatch } from '../scheduling/batch.js';
+import type { ScheduledSequence } from '../scheduling/scheduler.js';
 import { viewStep, type StepInputs } from './step-inputs.js';
 
 export interface DecodeGraphOptions {

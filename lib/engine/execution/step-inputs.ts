@@ -1,8 +1,8 @@
 // The inputs of one step as tensors: views of one tensor that holds them all, made by one copy to the device.
 
-import type { BatchInputs, KvCache } from '../models/model.js';
-import type { Tensor } from '../tensor/index.js';
-import type { BatchArrays } from './batch.js';
+import type { BatchInputs, KvCache } from '../../models/model.js';
+import type { Tensor } from '../../tensor/index.js';
+import type { BatchArrays } from '../scheduling/batch.js';
 
 /** What a forward pass over a step reads. */
 export interface StepInputs {

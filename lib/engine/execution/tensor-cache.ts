@@ -1,6 +1,6 @@
 // A cache of tensors bounded by bytes: the least recently used ones are disposed when a new one needs the room.
 
-import { dtypeSize, keep, type Tensor } from '../tensor/index.js';
+import { dtypeSize, keep, type Tensor } from '../../tensor/index.js';
 
 /** Owns the tensors put into it. */
 export class TensorCache {

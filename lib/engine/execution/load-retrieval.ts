@@ -1,11 +1,11 @@
 // Retrieval checkpoint → running tasks. There is no language model, so there is no engine, no KV pool and no scheduler.
 
-import { QFormerError } from '../errors.js';
-import { openRetrievalCheckpoint } from '../io/retrieval-checkpoint.js';
-import { TextTokenizer } from '../io/tokenizer.js';
-import { RetrievalModel } from '../models/retrieval.js';
-import { Weights } from '../models/weights.js';
-import { liveTensors, setThreads } from '../tensor/index.js';
+import { QFormerError } from '../../errors.js';
+import { openRetrievalCheckpoint } from '../../io/retrieval-checkpoint.js';
+import { TextTokenizer } from '../../io/tokenizer.js';
+import { RetrievalModel } from '../../models/retrieval.js';
+import { Weights } from '../../models/weights.js';
+import { liveTensors, setThreads } from '../../tensor/index.js';
 import { ImageFeatures } from './image-features.js';
 import {
   checkLimits,
@@ -17,7 +17,7 @@ import {
   type LoadedEngine,
 } from './load.js';
 import { requireMemory } from './memory-check.js';
-import type { EngineOptions } from './protocol.js';
+import type { EngineOptions } from '../protocol.js';
 import { TaskQueue } from './task-queue.js';
 import { TensorCache } from './tensor-cache.js';
 

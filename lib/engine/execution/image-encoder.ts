@@ -2,14 +2,14 @@
 // instruction and an adapter of these parts, and are cached under all three, beside the features; so a second question about a
 // picture costs no ViT pass, a repeated question nothing.
 
-import { QFormerError } from '../errors.js';
-import type { PreprocessorConfig } from '../io/side-config.js';
-import type { AdapterPart } from '../io/adapter.js';
-import type { AdapterSet } from '../models/adapters.js';
-import type { EncodeImageOptions, VisionLanguageModel } from '../models/model.js';
-import { scope, type Tensor } from '../tensor/index.js';
+import { QFormerError } from '../../errors.js';
+import type { PreprocessorConfig } from '../../io/side-config.js';
+import type { AdapterPart } from '../../io/adapter.js';
+import type { AdapterSet } from '../../models/adapters.js';
+import type { EncodeImageOptions, VisionLanguageModel } from '../../models/model.js';
+import { scope, type Tensor } from '../../tensor/index.js';
 import { ImageFeatures } from './image-features.js';
-import type { SequenceImage } from './sequence.js';
+import type { SequenceImage } from '../scheduling/sequence.js';
 import { TensorCache } from './tensor-cache.js';
 
 /** Runs the vision side of a model, with a cache. */

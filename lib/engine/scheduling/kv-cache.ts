@@ -5,7 +5,7 @@
 // its space is needed. After vLLM (Kwon et al. 2023, section 4) and SGLang's prefix reuse (Zheng et al. 2024).
 
 import { createHash } from 'node:crypto';
-import { QFormerError } from '../errors.js';
+import { QFormerError } from '../../errors.js';
 
 /** What the manager needs to know of, and keeps in, a sequence. */
 export interface BlockOwner {

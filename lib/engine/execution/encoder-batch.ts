@@ -1,10 +1,10 @@
 // The encoder's part of a step: the inputs of all sequences that have not been encoded yet, packed, each whole. One pass over
 // them; what it writes to the cache is read by the decoder's cross-attention from the same step on.
 
-import type { KvCache, LanguageModel } from '../models/model.js';
-import { cuSeqlens } from '../nn/sequences.js';
-import { Tensor, ops } from '../tensor/index.js';
-import type { EncoderInput } from './encoder-input.js';
+import type { KvCache, LanguageModel } from '../../models/model.js';
+import { cuSeqlens } from '../../nn/sequences.js';
+import { Tensor, ops } from '../../tensor/index.js';
+import type { EncoderInput } from '../scheduling/encoder-input.js';
 
 /** Rows that replace embeddings, and where. */
 export interface PlacedRows {

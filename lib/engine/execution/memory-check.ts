@@ -1,12 +1,12 @@
 // Refuses a checkpoint that cannot fit before anything of it is loaded: a machine that runs out of memory half way kills the
 // process, or swaps until nobody can stop it.
 
-import { QFormerError } from '../errors.js';
-import { availableMemory } from '../io/available-memory.js';
-import { estimateCheckpoint, type AnyCheckpoint } from '../io/memory-estimate.js';
-import { chooseActivations } from '../models/activations.js';
-import type { DeviceInfo } from '../tensor/index.js';
-import type { EngineOptions } from './protocol.js';
+import { QFormerError } from '../../errors.js';
+import { availableMemory } from '../../io/available-memory.js';
+import { estimateCheckpoint, type AnyCheckpoint } from '../../io/memory-estimate.js';
+import { chooseActivations } from '../../models/activations.js';
+import type { DeviceInfo } from '../../tensor/index.js';
+import type { EngineOptions } from '../protocol.js';
 
 /** Bytes that may still be taken on a device; of the CPU within the limits of this process. */
 export function freeBytes(device: DeviceInfo): number {

@@ -4,7 +4,7 @@
 // ends; of those that end only the ones among the first num_beams count. Sums are f32, as they are there.
 
 import type { Candidates } from './group.js';
-import type { FinishReason } from './protocol.js';
+import type { FinishReason } from '../protocol.js';
 
 /** A finished answer. */
 export interface Hypothesis {

@@ -1,12 +1,12 @@
 // Tasks of the worker in the order of their arrival. A step takes one batch: the oldest task's pieces, and those of later tasks
 // of its kind while there is room. The bits of a piece do not depend on its batch, so neither do a task's results.
 
-import { QFormerError } from '../errors.js';
-import type { RetrievalModel, TextIds } from '../models/retrieval.js';
-import { scope, type Tensor } from '../tensor/index.js';
+import { QFormerError } from '../../errors.js';
+import type { RetrievalModel, TextIds } from '../../models/retrieval.js';
+import { scope, type Tensor } from '../../tensor/index.js';
 import { readPixels, type ImageFeatures } from './image-features.js';
-import type { SequenceImage } from './sequence.js';
-import type { Task, TaskResult } from './task.js';
+import type { SequenceImage } from '../scheduling/sequence.js';
+import type { Task, TaskResult } from '../task.js';
 
 /** Pieces of one batch: the vision tower fills the machine with few images, the Q-Former needs more rows. */
 const BATCH = { hold: 1, image: 8, text: 32, match: 16 } as const;
