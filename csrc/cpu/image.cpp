@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "backend/resample_axis.h"
 #include "families.h"
@@ -29,13 +30,38 @@ RowRange rows_needed(const ResampleAxis& axis) {
   return {first, axis.first.back() + axis.count.back() - first};
 }
 
+// The weights of `axis` as ResampleTaps::digits; empty where one needs more digits.
+std::vector<int32_t> tap_digits(const ResampleAxis& axis, int64_t quads) {
+  const auto outputs = static_cast<int64_t>(axis.first.size());
+  std::vector<uint32_t> digits(static_cast<size_t>(outputs * quads * kTapDigits));
+  for (int64_t i = 0; i < outputs; ++i) {
+    for (int64_t k = 0; k < axis.count[i]; ++k) {
+      const int64_t column = axis.first[i] % 4 + k;
+      uint32_t* quad = digits.data() + (i * quads + column / 4) * kTapDigits;
+      int32_t rest = axis.weights[i * axis.taps + k];
+      for (int64_t d = 0; d < kTapDigits; ++d) {
+        const auto digit = static_cast<int8_t>(rest);
+        quad[d] |= uint32_t{static_cast<uint8_t>(digit)} << (8 * (column % 4));
+        rest = (rest - digit) / 256;
+      }
+      if (rest != 0) return {};
+    }
+  }
+  return {digits.begin(), digits.end()};
+}
+
 // src: [rows, width, 3] -> dst: [rows, out_width, 3]
 void resize_rows(const uint8_t* src, int64_t rows, int64_t width, int64_t out_width, uint8_t* dst) {
   const ResampleAxis axis = make_resample_axis(width, out_width);
-  const ResampleTaps taps = {out_width, axis.taps, axis.first.data(), axis.count.data(), axis.weights.data()};
+  ResampleTaps taps = {out_width, axis.taps, axis.first.data(), axis.count.data(), axis.weights.data(), nullptr, 0};
+  taps.quads = (axis.taps + 6) / 4;
+  std::vector<int32_t> digits;
+  if (kernels().image.takes_digits) digits = tap_digits(axis, taps.quads);
+  if (!digits.empty()) taps.digits = digits.data();
   const auto kernel = kernels().image.resize_horizontal;
   parallel_for((rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end) {
-    auto* scratch = static_cast<uint8_t*>(thread_scratch(Scratch::kExtra, static_cast<size_t>(width * 3 * kRows)));
+    auto* scratch =
+        static_cast<uint8_t*>(thread_scratch(Scratch::kExtra, static_cast<size_t>((width + 63) / 64 * 64 * 3 * kRows)));
     for (int64_t row = begin * kRows; row < std::min(end * kRows, rows); row += kRows) {
       kernel(src + row * width * 3, std::min(kRows, rows - row), width, taps, dst + row * out_width * 3, scratch);
     }

@@ -4,6 +4,9 @@
 // same bytes. Traffic: source read once, intermediate [rows, out_width, 3] u8 written and read once.
 #pragma once
 
+#if defined(QF_ISA_BF16_DOT)
+#include "image_quads.h"
+#endif
 #include "kernels.h"
 #include "simd.h"
 
@@ -60,6 +63,16 @@ inline void resize_vertical(const uint8_t* src, int64_t columns, const int32_t* 
   }
 }
 
-constexpr ImageKernels kImageKernels = {&resize_horizontal, &resize_vertical};
+#if defined(QF_ISA_BF16_DOT)
+inline void resize_horizontal_digits(const uint8_t* src, int64_t rows, int64_t width, const ResampleTaps& axis,
+                                     uint8_t* dst, uint8_t* scratch) {
+  const auto pass = axis.digits != nullptr ? &resize_horizontal_quads : &resize_horizontal;
+  pass(src, rows, width, axis, dst, scratch);
+}
+
+constexpr ImageKernels kImageKernels = {true, &resize_horizontal_digits, &resize_vertical};
+#else
+constexpr ImageKernels kImageKernels = {false, &resize_horizontal, &resize_vertical};
+#endif
 
 }  // namespace qformer::cpu::QF_ISA

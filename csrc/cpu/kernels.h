@@ -192,10 +192,17 @@ struct ResampleTaps {
   const int64_t* first;
   const int64_t* count;
   const int32_t* weights;
+  // The same weights in signed bytes, where they fit and the kernels ask for them: [outputs][quads][kTapDigits], the
+  // bytes of four columns from a multiple of four on in each number. Else null.
+  const int32_t* digits;
+  int64_t quads;
 };
+inline constexpr int64_t kTapDigits = 3;
 
 struct ImageKernels {
-  // src: [rows, width, 3] -> dst: [rows, outputs, 3], rows <= kResizeRows; scratch: width * 3 * kResizeRows bytes
+  bool takes_digits;
+  // src: [rows, width, 3] -> dst: [rows, outputs, 3], rows <= kResizeRows; scratch: 3 * kResizeRows bytes for each of
+  // `width` columns, rounded up to 64
   void (*resize_horizontal)(const uint8_t* src, int64_t rows, int64_t width, const ResampleTaps& axis, uint8_t* dst,
                             uint8_t* scratch);
   // one output row, src: [count, columns] -> dst: [columns]

@@ -3,10 +3,12 @@
 #include <cstring>
 
 #include "cpu/families.h"
+#include "levels.h"
 #include "random_data.h"
 #include "test.h"
 
 using namespace qformer;
+using qformer::test::on_every_level;
 using qformer::test::Random;
 
 namespace {
@@ -66,13 +68,26 @@ std::vector<uint8_t> resize_plainly(const std::vector<uint8_t>& x, int64_t heigh
 }  // namespace
 
 TEST("resizing equals the plain two-pass recipe for odd sizes, one-pixel inputs and both directions") {
-  const int64_t sizes[][4] = {{1, 1, 7, 5},       {1, 200, 56, 56},  {257, 1, 56, 56},
-                              {77, 123, 56, 224}, {31, 450, 33, 19}, {100, 17, 100, 5},
-                              {9, 64, 30, 64},    {2, 3, 1, 1},      {40, 40, 41, 39}};
+  const int64_t sizes[][4] = {{1, 1, 7, 5},       {1, 200, 56, 56},  {257, 1, 56, 56},    {77, 123, 56, 224},
+                              {31, 450, 33, 19},  {100, 17, 100, 5}, {9, 64, 30, 63},     {2, 3, 1, 1},
+                              {40, 40, 41, 39},   {17, 65, 5, 40},   {33, 63, 9, 300},    {16, 128, 8, 31},
+                              {19, 1000, 224, 7}, {5, 191, 20, 190}, {18, 2500, 224, 224}};
   uint64_t seed = 1;
   for (const auto& s : sizes) {
     const auto x = random_image(s[0], s[1], seed++);
-    CHECK(resize(x, s[0], s[1], s[2], s[3]) == resize_plainly(x, s[0], s[1], s[2], s[3]));
+    const auto expected = resize_plainly(x, s[0], s[1], s[2], s[3]);
+    on_every_level([&] { CHECK(resize(x, s[0], s[1], s[2], s[3]) == expected); });
+  }
+}
+
+TEST("extreme pixels next to each other are resized as by the plain recipe, where sums overshoot on both sides") {
+  for (const int64_t period : {1, 2, 3, 7}) {
+    std::vector<uint8_t> x(static_cast<size_t>(40 * 130 * 3));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<int64_t>(i) / 3 / period % 2 == 0 ? 255 : 0;
+    for (const int64_t width : {129, 131, 37, 500}) {
+      const auto expected = resize_plainly(x, 40, 130, 30, width);
+      on_every_level([&] { CHECK(resize(x, 40, 130, 30, width) == expected); });
+    }
   }
 }
 

@@ -12,11 +12,13 @@
 #include "backend/backend.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels.h"
+#include "levels.h"
 #include "test.h"
 
 namespace qformer::linear_test {
 
-inline const char* const kLevels[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
+using test::kLevels;
+using test::on_every_level;
 constexpr float kUntouched = -12345.0f;
 
 struct Random {
@@ -180,16 +182,5 @@ struct Problem {
     test::fail(__FILE__, __LINE__, out.str());
   }
 };
-
-template <class Body>
-void on_every_level(const Body& body) {
-  for (const char* level : kLevels) {
-    const cpu::CpuKernels* table = cpu::find_kernels(level);
-    if (table == nullptr) continue;
-    cpu::override_kernels(table);
-    body();
-  }
-  cpu::override_kernels(nullptr);
-}
 
 }  // namespace qformer::linear_test

@@ -7,24 +7,15 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/families.h"
 #include "cpu/kernels.h"
+#include "levels.h"
 #include "random_data.h"
 #include "test.h"
 
 using namespace qformer;
+using qformer::test::on_every_level;
 using qformer::test::Random;
 
 namespace {
-
-template <class Body>
-void on_every_level(const Body& body) {
-  for (const char* level : {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"}) {
-    const cpu::CpuKernels* table = cpu::find_kernels(level);
-    if (table == nullptr) continue;
-    cpu::override_kernels(table);
-    body();
-  }
-  cpu::override_kernels(nullptr);
-}
 
 struct Problem {
   int64_t m, n, k, group;
