@@ -8,7 +8,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { readOptions } from '../bench/options.js';
 import { bindingLimit, inUnit, judge, middle, ratios, type ComparisonRow } from '../bench/peers/comparison.js';
 import { comparisons } from '../bench/peers/comparisons.js';
-import { bounded } from '../bench/peers/facts.js';
+import { bounded } from '../bench/peers/fact.js';
 import { ggufBytes, writeGguf } from '../bench/peers/gguf.js';
 import { VIT_G } from '../bench/peers/model-files.js';
 import { writeVisionOnnx } from '../bench/peers/onnx.js';

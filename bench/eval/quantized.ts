@@ -2,15 +2,12 @@
 // questions; bytes; decode speed of that model and of a synthetic one whose weights do not fit any cache, all variants loaded
 // at once and taking turns, so that the machine's moods meet all of them. Prints JSON.
 
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import type { LoadOptions, Model } from '../../lib/index.js';
-import { packageRoot } from '../../lib/package-root.js';
 import { describeMachine } from '../machine.js';
 import { DEMONSTRATION_MODEL as DEMO, importPackage } from '../model/package.js';
 import { writeSyntheticModel } from '../model/synthetic.js';
+import { answerEvaluation } from './answers.js';
 
-const EVALUATION = join(packageRoot(), 'test', 'fixtures', 'emoji-eval');
 const ROUNDS = 7;
 const BATCHES = [1, 8];
 
@@ -22,22 +19,11 @@ const variants: Record<string, LoadOptions> = {
   int4: { quantize: 'int4' },
 };
 
-interface Reference {
-  items: { image: string; questions: { prompt: string; expected: string }[] }[];
-}
-
 const { loadModel } = await importPackage();
 
 async function exactMatch(model: Model): Promise<{ right: number; questions: number }> {
-  const { items } = JSON.parse(readFileSync(join(EVALUATION, 'reference.json'), 'utf8')) as Reference;
-  const asked = items.flatMap(({ image, questions }) => questions.map((question) => ({ image, ...question })));
-  const right = await Promise.all(
-    asked.map(async ({ image, prompt, expected }) => {
-      const { text } = await model.answer(join(EVALUATION, image), prompt, { maxNewTokens: 48 });
-      return text.trim() === expected.trim();
-    }),
-  );
-  return { right: right.filter(Boolean).length, questions: asked.length };
+  const answers = await answerEvaluation(model);
+  return { right: answers.filter(({ text, expected }) => text === expected).length, questions: answers.length };
 }
 
 /** Tokens per second of `batch` sequences that decode together. */

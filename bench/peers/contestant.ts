@@ -3,6 +3,7 @@
 // that would handicap it within its turn.
 
 import { spawn, type ChildProcess } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { pinned } from '../machine.js';
@@ -53,6 +54,13 @@ export class ContestantProcess {
     const answer = JSON.parse(value) as Answer;
     if (answer.error !== undefined) throw new Error(answer.error);
     return answer;
+  }
+
+  /** Most memory that the process had resident so far, in bytes, mapped files included; undefined where the system does not tell. */
+  peakMemory(): number | undefined {
+    if (process.platform !== 'linux') return undefined;
+    const kilobytes = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${this.pid}/status`, 'utf8'))?.[1];
+    return kilobytes === undefined ? undefined : 1024 * Number(kilobytes);
   }
 
   /** Lets a process that answers nothing run, or holds it (a busy neighbour). */

@@ -1,21 +1,212 @@
-// Single figures of a comparison: what is not a race of speeds.
+// Single figures of a comparison, which are no race of speeds: start-up, memory, a busy neighbour, accuracy.
 
-/** A figure, with what it had to be. */
-export interface Fact {
-  group: string;
-  name: string;
-  threads?: number;
-  value?: number;
-  unit: string;
-  note?: string;
-  bar?: string;
-  verdict?: 'met' | 'LOST' | 'not run';
+import { spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { packageRoot } from '../../lib/package-root.js';
+import { summarise } from '../measure.js';
+import { round } from '../report-rows.js';
+import { accuracyFacts } from './accuracy.js';
+import { middle } from './comparison.js';
+import { ContestantProcess } from './contestant.js';
+import { bounded, type Fact } from './fact.js';
+import { commandOf, NODE_PEERS, PEERS_FOLDER, type PeerState } from './install.js';
+import { makeModelFiles, modelPath, type ModelFile } from './model-files.js';
+import type { Contestant, Job, Peer } from './protocol.js';
+
+const STARTS = 15;
+const NEIGHBOUR_ROUNDS = 5;
+const TURN_MS = 150;
+const MEMORY_ALLOWANCE = 120e6;
+const PROMPT = 256;
+
+interface FactGroup {
+  title: string;
+  peers: Peer[];
+  files: ModelFile[];
+  measure: (peers: ReadonlyMap<Peer, string | undefined>, smoke: boolean) => Promise<Fact[]> | Fact[];
 }
 
-/** A fact that must be at most, or at least, `bound`; `value` undefined: it could not be measured. */
-export function bounded(fact: Omit<Fact, 'bar' | 'verdict'>, sense: '≤' | '≥', bound: number): Fact {
-  const { value, unit } = fact;
-  const bar = `${sense} ${bound} ${unit}`;
-  if (value === undefined) return { ...fact, bar, verdict: 'not run' };
-  return { ...fact, bar, verdict: (sense === '≤' ? value <= bound : value >= bound) ? 'met' : 'LOST' };
+/** What can be measured; `title` is what --filter looks at. */
+export const FACT_GROUPS: readonly FactGroup[] = [
+  { title: 'start', peers: ['node-llama-cpp', 'onnxruntime-node'], files: [], measure: startFacts },
+  { title: 'accuracy', peers: [], files: [], measure: (_, smoke) => accuracyFacts(smoke) },
+  { title: 'memory', peers: ['node-llama-cpp'], files: ['llama-1b', 'llama-1b-Q4_0.gguf'], measure: memoryFacts },
+  {
+    title: 'busy neighbour',
+    peers: ['node-llama-cpp'],
+    files: ['llama-1b', 'llama-1b-Q4_0.gguf'],
+    measure: neighbourFacts,
+  },
+];
+
+/** The facts of one group; a failure is a fact with its reason. */
+export async function measureFacts(group: FactGroup, peers: readonly PeerState[], smoke: boolean): Promise<Fact[]> {
+  const missing = new Map(peers.map((peer) => [peer.name, peer.missing]));
+  try {
+    await makeModelFiles(new Set(group.files));
+    return await group.measure(missing, smoke);
+  } catch (error) {
+    const note = error instanceof Error ? error.message : String(error);
+    return [{ group: group.title, name: 'failed', unit: '', note, verdict: 'not run' }];
+  }
+}
+
+/** Milliseconds in fresh processes: of an import alone, measured inside, and of the whole command line. */
+function startFacts(missing: ReadonlyMap<Peer, string | undefined>, smoke: boolean): Fact[] {
+  const runs = smoke ? 3 : STARTS;
+  const dist = (file: string) => join(packageRoot(), 'dist', file);
+  const imported = (file: string, then: string) =>
+    startOf(runs, `const api = await import(${JSON.stringify(pathToFileURL(file).href)}); ${then}`);
+  const peer = (name: Peer, then: string): Fact[] => {
+    if (missing.get(name) !== undefined) return [];
+    const script = `
+      const { createRequire } = await import('node:module');
+      const { pathToFileURL } = await import('node:url');
+      const path = createRequire(${JSON.stringify(join(NODE_PEERS, 'package.json'))}).resolve('${name}');
+      const api = await import(pathToFileURL(path).href); ${then}`;
+    return [{ group: 'start', name: `import ${name}, library ready`, ...startOf(runs, script) }];
+  };
+  const version = wholeProcess(runs, [dist('cli.js'), '--version']);
+  return [
+    bounded(
+      { group: 'start', name: 'import qformer/tensor, addon ready', ...imported(dist('tensor.js'), 'api.devices();') },
+      '≤',
+      20,
+    ),
+    { group: 'start', name: 'import qformer', ...imported(dist('index.js'), '') },
+    ...peer('onnxruntime-node', ''),
+    ...peer('node-llama-cpp', `await api.getLlama({ gpu: false, build: 'never', logLevel: 'error' });`),
+    bounded({ group: 'start', name: 'qformer --version, whole process', ...version }, '≤', 120),
+    { group: 'start', name: 'node with an empty program, whole process', ...wholeProcess(runs, ['-e', '0']) },
+  ];
+}
+
+type Measured = Pick<Fact, 'value' | 'unit' | 'note'>;
+
+// A file and not `node -e`: node-llama-cpp starts a process of its own with the flags of this one.
+function startOf(runs: number, script: string): Measured {
+  const file = join(PEERS_FOLDER, 'start.mjs');
+  writeFileSync(
+    file,
+    `const begin = performance.now(); ${script}
+    process.stdout.write(String(performance.now() - begin)); process.exit();`,
+  );
+  return milliseconds(runs, () => {
+    const { stdout, stderr, status } = spawnSync(process.execPath, [file], { encoding: 'utf8' });
+    if (status !== 0) throw new Error(/^\w*Error.*/m.exec(stderr)?.[0] ?? `exit status ${status}`);
+    return Number(stdout);
+  });
+}
+
+function wholeProcess(runs: number, args: string[]): Measured {
+  return milliseconds(runs, () => {
+    const begin = performance.now();
+    spawnSync(process.execPath, args);
+    return performance.now() - begin;
+  });
+}
+
+// The first run fills the page cache.
+function milliseconds(runs: number, once: () => number): Measured {
+  const samples = Array.from({ length: runs + 1 }, once).slice(1);
+  const { median, min, max } = summarise(samples);
+  return { value: median, unit: 'ms', note: `${round(min)}–${round(max)}` };
+}
+
+/** Peak resident memory of int4 weights after a prompt and an answer, against what has to be there. */
+async function memoryFacts(missing: ReadonlyMap<Peer, string | undefined>): Promise<Fact[]> {
+  const threads = availableParallelism();
+  const job = { kind: 'decode', prompt: PROMPT, tokens: 32, threads } as const;
+  const facts: Fact[] = [];
+  await withContestant('ours', threads, async (ours) => {
+    const { bytes } = await ours.ask({ prepare: { ...job, weights: 'int4', model: modelPath('llama-1b') } });
+    const { weights, kvCache } = bytes!;
+    const allowed = Math.round((1.15 * weights + kvCache + MEMORY_ALLOWANCE) / 1e6);
+    const megabytes = (value: number) => `${Math.round(value / 1e6)} MB`;
+    const note = `bound: 1.15 × weights ${megabytes(weights)} + KV cache ${megabytes(kvCache)} + 120 MB`;
+    const value = peakOf(ours);
+    facts.push(bounded({ group: 'memory', name: 'peak RSS, LLaMA 1.1B int4', value, unit: 'MB', note }, '≤', allowed));
+  });
+  if (missing.get('node-llama-cpp') !== undefined) return facts;
+  await withContestant('node-llama-cpp', threads, async (peer) => {
+    await peer.ask({ prepare: { ...job, weights: 'Q4_0', model: modelPath('llama-1b-Q4_0.gguf') } });
+    facts.push({ group: 'memory', name: 'peak RSS, node-llama-cpp Q4_0', value: peakOf(peer), unit: 'MB' });
+  });
+  return facts;
+}
+
+function peakOf(contestant: ContestantProcess): number | undefined {
+  const bytes = contestant.peakMemory();
+  return bytes === undefined ? undefined : bytes / 1e6;
+}
+
+/** Decoding with all threads while a loop keeps one of the CPUs busy, over decoding with one thread undisturbed. */
+async function neighbourFacts(missing: ReadonlyMap<Peer, string | undefined>, smoke: boolean): Promise<Fact[]> {
+  const threads = availableParallelism();
+  if (threads < 2) return [];
+  const contestants: [Contestant, Job & { kind: 'decode' }][] = [
+    ['ours', { kind: 'decode', prompt: 16, tokens: 16, threads, weights: 'int4', model: modelPath('llama-1b') }],
+  ];
+  if (missing.get('node-llama-cpp') === undefined) {
+    const model = modelPath('llama-1b-Q4_0.gguf');
+    contestants.push(['node-llama-cpp', { ...contestants[0]![1], weights: 'Q4_0', model }]);
+  }
+  const facts: Fact[] = [];
+  for (const [who, job] of contestants) {
+    const { ratio, alone, disturbed } = await disturb(who, job, smoke ? 1 : NEIGHBOUR_ROUNDS);
+    const rate = (ms: number) => round((1000 * job.tokens) / ms);
+    const note = `${rate(disturbed)} tokens/s, one thread alone ${rate(alone)}`;
+    const name = `${who === 'ours' ? 'int4' : `${who} ${job.weights}`} decode, ${threads} threads and a busy loop on one CPU`;
+    const fact = { group: 'busy neighbour', name, threads, value: ratio, unit: '× one thread', note };
+    facts.push(who === 'ours' ? bounded(fact, '≥', 0.9) : fact);
+  }
+  return facts;
+}
+
+async function disturb(
+  who: Contestant,
+  job: Job,
+  rounds: number,
+): Promise<Record<'ratio' | 'alone' | 'disturbed', number>> {
+  // pinned() gives single threads the last CPU, so the loop takes the first
+  const loop = new ContestantProcess(
+    { command: 'taskset', args: ['-c', '0', process.execPath, '-e', 'for(;;);'] },
+    job.threads,
+  );
+  loop.signal('SIGSTOP');
+  try {
+    return await withContestant(who, 1, (single) =>
+      withContestant(who, job.threads, async (many) => {
+        const [alone, disturbed]: [number[], number[]] = [[], []];
+        await single.ask({ prepare: { ...job, threads: 1 } });
+        await many.ask({ prepare: job });
+        for (let i = 0; i < rounds; i++) {
+          alone.push(middle((await single.ask({ turn: TURN_MS })).ms!));
+          loop.signal('SIGCONT');
+          disturbed.push(middle((await many.ask({ turn: TURN_MS })).ms!));
+          loop.signal('SIGSTOP');
+        }
+        const ratios = alone.map((ms, i) => ms / disturbed[i]!);
+        return { ratio: middle(ratios), alone: middle(alone), disturbed: middle(disturbed) };
+      }),
+    );
+  } finally {
+    await loop.end();
+  }
+}
+
+async function withContestant<T>(
+  who: Contestant,
+  threads: number,
+  use: (process: ContestantProcess) => Promise<T>,
+): Promise<T> {
+  const contestant = new ContestantProcess(commandOf(who), threads);
+  try {
+    return await use(contestant);
+  } finally {
+    await contestant.end();
+  }
 }

@@ -21,12 +21,13 @@ export interface PeerState {
 
 /** Everything the peers need that is not in git. */
 export const PEERS_FOLDER = join(packageRoot(), 'build-peers');
-const NODE = join(PEERS_FOLDER, 'node');
+/** Where the npm packages are. */
+export const NODE_PEERS = join(PEERS_FOLDER, 'node');
 const PYTHON = join(PEERS_FOLDER, 'python');
 
 /** Installs the peers that are `wanted`, or only looks for them (`offline`). */
 export function installPeers(wanted: ReadonlySet<Peer>, offline: boolean): PeerState[] {
-  mkdirSync(NODE, { recursive: true });
+  mkdirSync(NODE_PEERS, { recursive: true });
   const states: PeerState[] = [];
   const attempt = (names: readonly Peer[], install: () => void, version: (name: Peer) => string) => {
     const asked = names.filter((name) => wanted.has(name));
@@ -62,8 +63,8 @@ function stateOf(name: Peer, version: (name: Peer) => string, failure: string | 
 // No scripts: one of onnxruntime-node fetches CUDA libraries from elsewhere, one of node-llama-cpp may build from source. Its
 // library for this platform is a package of its own; the others (GPUs, other systems: 700 MB) are left out.
 function installFromNpm(name: keyof typeof VERSIONS): void {
-  if (existsSync(join(NODE, 'node_modules', name))) return;
-  const manifest = join(NODE, 'package.json');
+  if (existsSync(join(NODE_PEERS, 'node_modules', name))) return;
+  const manifest = join(NODE_PEERS, 'package.json');
   if (!existsSync(manifest)) writeFileSync(manifest, '{ "private": true }\n');
   const version = VERSIONS[name];
   const platform = { linux: 'linux', darwin: 'mac', win32: 'win' }[process.platform as string] ?? process.platform;
@@ -71,14 +72,14 @@ function installFromNpm(name: keyof typeof VERSIONS): void {
   const library = name === 'node-llama-cpp' ? [`@node-llama-cpp/${platform}-${process.arch}${suffix}@${version}`] : [];
   const flags = ['--ignore-scripts', '--omit=optional', '--no-audit', '--no-fund', '--loglevel=error'];
   execFileSync('npm', ['install', ...flags, `${name}@${version}`, ...library], {
-    cwd: NODE,
+    cwd: NODE_PEERS,
     stdio: ['ignore', 'ignore', 'pipe'],
     timeout: INSTALL_MS,
   });
 }
 
 function nodeVersion(name: Peer): string {
-  return packageVersion(join(NODE, 'node_modules', name));
+  return packageVersion(join(NODE_PEERS, 'node_modules', name));
 }
 
 function packageVersion(folder: string): string {
@@ -124,9 +125,9 @@ export function commandOf(contestant: Contestant): Command {
     case 'sharp':
       return { command: process.execPath, args: [beside(`peers-${contestant}.js`)] };
     case 'node-llama-cpp':
-      return { command: process.execPath, args: [beside('peers-llama-cpp.js'), NODE] };
+      return { command: process.execPath, args: [beside('peers-llama-cpp.js'), NODE_PEERS] };
     case 'onnxruntime-node':
-      return { command: process.execPath, args: [beside('peers-onnxruntime.js'), NODE] };
+      return { command: process.execPath, args: [beside('peers-onnxruntime.js'), NODE_PEERS] };
     case 'torch':
     case 'Pillow':
       return { command: pythonProgram(), args: [join(packageRoot(), 'bench', 'peers', 'pytorch.py')] };

@@ -49,6 +49,7 @@ async function prepareLanguageModel(job: Job & { kind: 'decode' | 'prefill' }): 
   const decode = async (prompt: number, tokens: number) => (await generate(prompt, tokens + 1)).timings.decodeMs;
   return {
     note: `weights ${Math.round(model.info.weightBytes / 1e6)} MB`,
+    bytes: { weights: model.info.weightBytes, kvCache: model.info.kvCacheBytes },
     run: job.kind === 'decode' ? () => decode(job.prompt, job.tokens) : timedAsync(async () => generate(job.tokens, 1)),
     release: () => model.dispose(),
   };

@@ -28,6 +28,8 @@ export type Request =
 export interface Answer {
   /** To `prepare`: what is worth a line in the report. */
   note?: string;
+  /** To `prepare` of a language model of ours: what it holds. */
+  bytes?: { weights: number; kvCache: number };
   /** To `turn`: milliseconds of each run. */
   ms?: number[];
   error?: string;
@@ -36,6 +38,7 @@ export interface Answer {
 /** A job made ready; `run` does it once and returns the milliseconds that count. */
 export interface Prepared {
   note?: string;
+  bytes?: Answer['bytes'];
   run: () => number | Promise<number>;
   release: () => void | Promise<void>;
 }

@@ -7,7 +7,7 @@ import type { Machine } from '../machine.js';
 import { reportName, round, table } from '../report-rows.js';
 import type { Peaks } from '../row.js';
 import { inUnit, type ComparisonRow, type RivalFigures, type Spread, type Unit } from './comparison.js';
-import type { Fact } from './facts.js';
+import type { Fact } from './fact.js';
 import type { PeerState } from './install.js';
 import { picture } from './picture.js';
 

@@ -6,6 +6,8 @@ import type { Options } from '../options.js';
 import { round } from '../report-rows.js';
 import { inUnit, type ComparisonRow } from './comparison.js';
 import { comparisons } from './comparisons.js';
+import type { Fact } from './fact.js';
+import { FACT_GROUPS, measureFacts } from './facts.js';
 import { installPeers } from './install.js';
 import { play } from './match.js';
 import { makeModelFiles } from './model-files.js';
@@ -15,7 +17,10 @@ export async function runPeers(options: Options): Promise<void> {
   const { smoke, filter, threads: counts } = options;
   const chosen = comparisons(smoke).filter(({ group, name }) => `${group} ${name}`.includes(filter));
   const report: PeerReport = { machine: describeMachine(), smoke, peers: [], peaks: [], rows: [], facts: [] };
-  report.peers = installPeers(new Set(chosen.flatMap(({ rivals }) => rivals.map(({ peer }) => peer))), options.offline);
+  const factGroups = FACT_GROUPS.filter(({ title }) => title.includes(filter));
+  const opponents = chosen.flatMap(({ rivals }) => rivals.map(({ peer }) => peer));
+  const wanted = new Set([...opponents, ...factGroups.flatMap(({ peers }) => peers)]);
+  report.peers = installPeers(wanted, options.offline);
   for (const { name, version, missing } of report.peers) console.log(`${name}: ${version ?? `MISSING, ${missing}`}`);
   await makeModelFiles(new Set(chosen.flatMap(({ files }) => files)));
   for (const threads of counts) {
@@ -28,9 +33,15 @@ export async function runPeers(options: Options): Promise<void> {
       console.log(describe(row));
     }
   }
+  for (const group of factGroups) {
+    const facts = await measureFacts(group, report.peers, smoke);
+    report.facts.push(...facts);
+    facts.forEach((fact) => console.log(describeFact(fact)));
+  }
   if (options.into !== undefined) mergeReport(report, options.into);
   for (const file of writePeerReport(report, options.save)) console.log(`written: ${file}`);
-  if (report.rows.every(({ error }) => error !== undefined)) throw new Error('no comparison could be run');
+  const measured = [...report.rows.map(({ ours }) => ours), ...report.facts.map(({ value }) => value)];
+  if (measured.every((figure) => figure === undefined)) throw new Error('no comparison could be run');
 }
 
 function describe(row: ComparisonRow): string {
@@ -45,4 +56,9 @@ function describe(row: ComparisonRow): string {
   });
   const bars = judgements.map(({ bar, measured, verdict }) => `  ${verdict}: ${bar}, ${measured}`);
   return [`${threads} thread(s), ${group}, ${name}: ${own}${share}`, ...against, ...bars].join('\n');
+}
+
+function describeFact({ group, name, value, unit, note, bar, verdict }: Fact): string {
+  const figure = value === undefined ? 'not run' : `${round(value)} ${unit}`;
+  return `${group}, ${name}: ${[figure, note, bar && `${verdict}: ${bar}`].filter(Boolean).join(', ')}`;
 }

@@ -16,7 +16,7 @@ export async function serve(prepare: (job: Job) => Promise<Prepared>): Promise<v
       if ('prepare' in request) {
         prepared = await prepare(request.prepare);
         await prepared.run();
-        answer = { note: prepared.note };
+        answer = { note: prepared.note, bytes: prepared.bytes };
       } else if ('turn' in request) answer = { ms: await takeTurn(prepared!, request.turn) };
       else {
         await prepared?.release();
