@@ -11,6 +11,11 @@ import type { Answer, Request } from './protocol.js';
 
 const STDERR_KEPT = 4000;
 
+// A stopped process would outlive the harness: it does not see that its stdin has ended.
+const running = new Set<ChildProcess>();
+process.once('exit', () => running.forEach((child) => child.kill('SIGKILL')));
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+
 /** How to start a contestant. */
 export interface Command {
   command: string;
@@ -31,9 +36,13 @@ export class ContestantProcess {
       env: { ...process.env, ...limits, ...env },
       stdio: ['pipe', 'ignore', 'pipe', 'pipe'],
     });
+    running.add(this.#child);
     this.#child.stderr!.on('data', (text) => (this.#stderr = (this.#stderr + String(text)).slice(-STDERR_KEPT)));
     this.#child.on('error', (error) => (this.#ended = error.message));
-    this.#child.on('exit', (code, signal) => (this.#ended = `ended with ${signal ?? `code ${code}`}`));
+    this.#child.on('exit', (code, signal) => {
+      running.delete(this.#child);
+      this.#ended = `ended with ${signal ?? `code ${code}`}`;
+    });
     // a process that is gone says so by its exit
     this.#child.stdin!.on('error', () => {});
     this.#lines = createInterface({ input: this.#child.stdio[3] as Readable })[Symbol.asyncIterator]();

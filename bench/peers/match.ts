@@ -21,6 +21,8 @@ import type { Contestant, Job } from './protocol.js';
 
 const MIN_ROUNDS = 5;
 const MAX_ROUNDS = 25;
+/** A contestant that collapses (threads that spin on a busy machine) may stretch a row to so many times its budget. */
+const PATIENCE = 3;
 /** A turn repeats short runs for this long, ms. */
 const TURN_MS = 150;
 
@@ -101,8 +103,11 @@ async function enter(who: Contestant, task: Task, threads: number, part = 1): Pr
 
 async function takeTurns(sides: Side[], { effort = 1 }: Comparison, rules: Rules, between: () => void): Promise<void> {
   const minRounds = rules.minRounds ?? MIN_ROUNDS;
-  const end = performance.now() + rules.budget * effort;
-  for (let round = 0; round < MAX_ROUNDS && (round < minRounds || performance.now() < end); round++) {
+  const budget = rules.budget * effort;
+  const start = performance.now();
+  for (let round = 0; round < MAX_ROUNDS; round++) {
+    const elapsed = performance.now() - start;
+    if (round > 0 && elapsed > budget * (round < minRounds ? PATIENCE : 1)) break;
     for (const side of sides) {
       if (side.error !== undefined) continue;
       try {

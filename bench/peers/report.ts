@@ -83,7 +83,7 @@ export function peerMarkdown(report: PeerReport, svg: string): string {
   const threads = [...new Set(rows.map((row) => row.threads))].sort((a, b) => a - b);
   for (const count of threads) {
     lines.push('', `## ${count} thread${count === 1 ? '' : 's'}`, '');
-    const header = ['work', 'ours', 'peer', '', 'ratio', 'of the limit', 'bar', '', 'others'];
+    const header = ['work', 'ours', 'peer', '', 'ratio', 'of the limit', 'bar', '', ''];
     lines.push(...table(header, rows.filter((row) => row.threads === count).flatMap(rowCells)));
   }
   if (facts.length > 0) {
@@ -111,11 +111,12 @@ function rowCells(row: ComparisonRow): string[][] {
     judgements.map(({ bar, measured }) => `${bar}: ${measured}`).join('<br>'),
     judgements.map(({ verdict }) => emphasised(verdict)).join('<br>'),
   ];
-  const others = ours?.others === undefined ? '' : `${Math.round(100 * ours.others)} %`;
+  const others = ours?.others === undefined ? [] : [`others ${Math.round(100 * ours.others)} %`];
+  const conditions = ours === undefined ? '' : [`${ours.samples} turns`, ...others].join(', ');
   const rivals = row.rivals.length === 0 ? [undefined] : row.rivals;
   return rivals.map((rival, i) => {
     const cells = rival === undefined ? ['', '', ''] : rivalCells(row, rival);
-    return i === 0 ? [...own, ...cells, share, ...bars, others] : ['', '', ...cells, '', '', '', ''];
+    return i === 0 ? [...own, ...cells, share, ...bars, conditions] : ['', '', ...cells, '', '', '', ''];
   });
 }
 
