@@ -7,6 +7,8 @@ import type { ComparisonRow, RivalFigures } from './comparison.js';
 
 const WIDTH = 1000;
 const LABEL = 430;
+/** Room right of the scale, for the figure. */
+const FIGURE = 110;
 const LINE = 20;
 const TITLE = 64;
 const FOOT = 34;
@@ -90,7 +92,7 @@ function draw({ label, ratio, wanted }: Bar, y: number): string[] {
     `<rect x="${Math.min(one, end).toFixed(1)}" y="${y + 4}" width="${Math.max(1, Math.abs(end - one)).toFixed(1)}" height="${LINE - 8}" fill="${fill}"/>`,
     line(low, middle, high, middle, COLOURS.text, 1),
     ...tick,
-    text(WIDTH - 70, middle + 4, `${round(ratio.median)} ×${lost}`, {
+    text(WIDTH - FIGURE, middle + 4, `${round(ratio.median)} ×${lost}`, {
       size: 11,
       weight: lost === '' ? 'normal' : 'bold',
     }),
@@ -107,7 +109,7 @@ function axis(bottom: number): string[] {
 
 function position(ratio: number): number {
   const clamped = Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio));
-  const width = WIDTH - 90 - LABEL;
+  const width = WIDTH - FIGURE - 20 - LABEL;
   return LABEL + (width * Math.log2(clamped / MIN_RATIO)) / Math.log2(MAX_RATIO / MIN_RATIO);
 }
 
