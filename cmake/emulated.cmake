@@ -1,4 +1,5 @@
 # libqformer_emulated.so: every source of cuda/ as C++ over the SIMT emulator, so that the kernels run on any machine.
+# libqformer_unchecked.so: the same without the emulator's checks, for long runs.
 #
 # It is built for the machine it runs on: the emulator's arithmetic is a good deal faster with vector instructions, and the
 # compiler may not fuse a*b+c on its own, so they do not change a result. QFORMER_EMULATED_PORTABLE leaves them out.
@@ -33,10 +34,19 @@ target_link_libraries(emulated_objects PRIVATE emulated_flags)
 
 add_library(qformer_emulated SHARED $<TARGET_OBJECTS:emulated_objects>)
 target_link_libraries(qformer_emulated PRIVATE emulated_flags Threads::Threads)
-# Sanitizers may leave their runtime to the executable.
-target_link_options(qformer_emulated PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map
-  $<$<NOT:$<BOOL:${QFORMER_SANITIZE}>>:-Wl,-z,defs>)
-set_target_properties(qformer_emulated PROPERTIES LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map LINKER_LANGUAGE CXX)
+# What judges accesses is left out.
+set(unchecked_sources ${emulator_sources})
+list(FILTER unchecked_sources EXCLUDE REGEX "/(copy_async|shadow|shared_memory)\\.cpp$")
+add_library(qformer_unchecked SHARED EXCLUDE_FROM_ALL ${kernel_sources} ${host_sources} ${unchecked_sources})
+target_link_libraries(qformer_unchecked PRIVATE emulated_flags Threads::Threads)
+target_compile_definitions(qformer_unchecked PRIVATE QF_EMULATOR_UNCHECKED=1)
+
+foreach(library qformer_emulated qformer_unchecked)
+  # Sanitizers may leave their runtime to the executable.
+  target_link_options(${library} PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map
+    $<$<NOT:$<BOOL:${QFORMER_SANITIZE}>>:-Wl,-z,defs>)
+  set_target_properties(${library} PROPERTIES LINK_DEPENDS ${CMAKE_SOURCE_DIR}/exports.map LINKER_LANGUAGE CXX)
+endforeach()
 
 # The CPU backend, for tests of ops that promise its very bits.
 set(tests_against_cpu elementwise_test image_test lora_merge_test quant_linear_test sampling_test)

@@ -156,9 +156,9 @@ const anything: Rule = () => undefined;
 
 const loadRules: Record<keyof LoadOptions, Rule> = {
   languageModel: rule('the path of a folder', (value) => typeof value === 'string' && value !== ''),
-  // emulated: the GPU kernels on the host, for tests; there only where QFORMER_BACKENDS names its library
+  // emulated, emulated-unchecked: the GPU kernels on the host, for tests; there only where QFORMER_BACKENDS names their libraries
   device: rule('one of auto, cpu, cuda, cuda:N', (value) =>
-    /^(?:auto|cpu|cuda|cuda:\d{1,3}|emulated)$/.test(String(value)),
+    /^(?:auto|cpu|cuda|cuda:\d{1,3}|emulated(?:-unchecked)?)$/.test(String(value)),
   ),
   dtype: rule('one of auto, f32, f16, bf16', (value) => /^(?:auto|f32|f16|bf16)$/.test(String(value))),
   quantize: rule('int8 or int4', (value) => value === 'int8' || value === 'int4'),

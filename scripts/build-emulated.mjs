@@ -1,5 +1,5 @@
-// Builds libqformer_emulated.so, the GPU backend over the SIMT emulator, into build/emulated. Skipped when none of its
-// sources has changed since the last success. Prints one line when it builds. `--force` builds anyway.
+// Builds libqformer_emulated.so and libqformer_unchecked.so, the GPU backend over the SIMT emulator with all its checks and
+// with none, into build/emulated. Skipped when none of their sources has changed since the last success. Prints one line when it builds. `--force` builds anyway.
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,23 +11,23 @@ const build = join(root, 'build', 'emulated');
 const INPUTS = ['cuda', 'csrc/backend', 'test/emulator', 'cmake/emulated.cmake'];
 const JOBS = '2';
 
-/** Path of the library, whether or not it exists. */
-export const emulatedLibrary = join(build, 'libqformer_emulated.so');
+const TARGETS = ['qformer_emulated', 'qformer_unchecked'];
+const libraries = TARGETS.map((target) => join(build, `lib${target}.so`));
 
-/** Configures the build folder for the library and the native tests on it. */
+/** Configures the build folder for the libraries and the native tests on it. */
 export function configureEmulated() {
   const args = ['-S', join(root, 'cuda'), '-B', build, '-DQFORMER_EMULATED=ON', '-DQFORMER_WERROR=ON'];
   step('Configuring the emulated GPU', 'cmake', args, { cwd: root });
   return build;
 }
 
-/** Builds the library where its sources changed; throws a StepError. */
+/** Builds the libraries where their sources changed; throws a StepError. */
 export function buildEmulated({ force = false } = {}) {
   const value = fingerprint(root, INPUTS);
   const stamp = join(build, '.stamp');
-  if (!force && existsSync(emulatedLibrary) && isStamped(stamp, value)) return;
+  if (!force && libraries.every(existsSync) && isStamped(stamp, value)) return;
   configureEmulated();
-  const args = ['--build', build, '--target', 'qformer_emulated', '--parallel', JOBS];
+  const args = ['--build', build, '--target', ...TARGETS, '--parallel', JOBS];
   step('Building the emulated GPU', 'cmake', args, { cwd: root });
   writeStamp(stamp, value);
 }

@@ -11,7 +11,9 @@
 #include "runtime/device.h"
 #include "runtime/staging.h"
 
-#ifdef QF_EMULATED
+#if defined(QF_EMULATOR_UNCHECKED)
+#define QF_BACKEND_NAME "emulated-unchecked"
+#elif defined(QF_EMULATED)
 #define QF_BACKEND_NAME "emulated"
 #else
 #define QF_BACKEND_NAME "cuda"

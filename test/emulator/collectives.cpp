@@ -36,7 +36,7 @@ Meeting& join(Warp& warp, const Fiber& me, const char* what, uint32_t mask, Site
 
 }  // namespace
 
-bool arrive(const char* what, uint32_t mask, Site site) {
+bool arrive_at_meeting(const char* what, uint32_t mask, Site site) {
   Fiber& me = *machine.current;
   Warp& warp = *me.warp;
   if (__builtin_expect(!(mask >> me.lane & 1) || (mask & ~warp.alive), 0)) check_mask(me, what, mask, site);
@@ -87,20 +87,22 @@ void complete_barrier(Block& block) {
     warp.runnable = warp.alive;
     if (warp.alive) block.runnable_warps |= 1u << warp.index;
   }
-  if (machine.full) share_knowledge(block);
+  if constexpr (kChecked) share_knowledge(block);
 }
 
 void sync_threads(Site site) {
   Fiber& me = *machine.current;
   Block& block = *me.block;
-  check_no_meeting_waits("is at __syncthreads", site);
-  if (!block.barrier) {
-    block.barrier = "__syncthreads";
-    block.barrier_site = site;
-  } else if (!(block.barrier_site == site)) {
-    kernel_fault(FaultKind::kDivergence, site,
-                 "divergent block: this thread is at __syncthreads, others at that of %s:%d", block.barrier_site.file,
-                 block.barrier_site.line);
+  if constexpr (kChecked) {
+    check_no_meeting_waits("is at __syncthreads", site);
+    if (!block.barrier) {
+      block.barrier = "__syncthreads";
+      block.barrier_site = site;
+    } else if (!(block.barrier_site == site)) {
+      kernel_fault(FaultKind::kDivergence, site,
+                   "divergent block: this thread is at __syncthreads, others at that of %s:%d", block.barrier_site.file,
+                   block.barrier_site.line);
+    }
   }
   if (++block.arrived == block.alive) {
     complete_barrier(block);

@@ -12,8 +12,21 @@ namespace qformer::emulator {
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 // Registers the current lane; true for the last of `mask`, which then must call release_lanes. Others return after it.
-bool arrive(const char* what, uint32_t mask, Site site);
+bool arrive_at_meeting(const char* what, uint32_t mask, Site site);
 void release_lanes(uint32_t mask);
+
+inline bool arrive(const char* what, uint32_t mask, Site site) {
+  if (kChecked || mask != kAllLanes) return arrive_at_meeting(what, mask, site);
+  Fiber& me = *machine.current;
+  Warp& warp = *me.warp;
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    return true;
+  }
+  warp.runnable &= ~(1u << me.lane);
+  suspend();
+  return false;
+}
 
 void check_no_meeting_waits(const char* what, Site site);
 

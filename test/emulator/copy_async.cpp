@@ -9,7 +9,7 @@ constexpr uint32_t kBytes = 16;
 void deliver(PendingCopy& copy) {
   uint8_t* destination = machine.current->block->shared + copy.destination;
   if (copy.valid) {
-    if (machine.full) on_global_read(copy.source, kBytes, copy.site);
+    on_global_read(copy.source, kBytes, copy.site);
     memcpy(destination, copy.source, kBytes);
   } else {
     memset(destination, 0, kBytes);
@@ -26,7 +26,6 @@ void deliver_some() {
 
 void retire(PendingCopy& copy) {
   if (!copy.delivered) deliver(copy);
-  if (!machine.full) return;
   Fiber& me = *machine.current;
   Cell* cell = me.block->cells + copy.destination / 2;
   for (Cell* end = cell + kBytes / 2; cell != end; ++cell) {
@@ -42,7 +41,7 @@ void copy_async(const SharedPlace& destination, const void* source, bool valid, 
   uint8_t* target = check_shared(destination, kBytes, "cp.async", site);
   if (valid) check_range(source, kBytes, "cp.async", site);
   const auto offset = static_cast<uint32_t>(destination.offset);
-  if (machine.full) on_shared_write(offset, kBytes, site);
+  on_shared_write(offset, kBytes, site);
   if (machine.count_banks) count_access(offset, kBytes, site);
   PendingCopy copy{offset, static_cast<const uint8_t*>(source), me.copy_group, valid, false, site};
   if (machine.arch < 80) {
@@ -50,10 +49,8 @@ void copy_async(const SharedPlace& destination, const void* source, bool valid, 
     return;
   }
   memset(target, 0xff, kBytes);
-  if (machine.full) {
-    Cell* cell = me.block->cells + offset / 2;
-    for (Cell* end = cell + kBytes / 2; cell != end; ++cell) cell->write_time = kPendingTime;
-  }
+  Cell* cell = me.block->cells + offset / 2;
+  for (Cell* end = cell + kBytes / 2; cell != end; ++cell) cell->write_time = kPendingTime;
   me.copies.push_back(copy);
   deliver_some();
 }

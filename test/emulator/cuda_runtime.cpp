@@ -63,11 +63,6 @@ int read_choice(const char* name, int fallback, std::initializer_list<int> choic
 bool read_environment() {
   em::machine.arch = read_choice("QFORMER_EMULATED_ARCH", 80, {75, 80, 86, 89, 90});
   if (const char* seed = std::getenv("QFORMER_EMULATOR_SEED")) em::machine.seed = std::strtoull(seed, nullptr, 10);
-  const char* checks = std::getenv("QFORMER_EMULATOR_CHECKS");
-  if (checks && std::strcmp(checks, "fast") == 0)
-    em::machine.full = false;
-  else if (checks && *checks && std::strcmp(checks, "full") != 0)
-    environment_problem = std::string("QFORMER_EMULATOR_CHECKS must be full or fast, got ") + checks;
   return true;
 }
 
@@ -186,10 +181,6 @@ std::string take_fault(FaultKind* kind) {
   return fault;
 }
 
-void set_full_checks(bool full) {
-  start();
-  machine.full = full;
-}
 void set_arch(int arch) {
   start();
   machine.arch = arch;
@@ -232,7 +223,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return report(cudaErrorInvalidDevice);
   start();
   *properties = {};
-  std::snprintf(properties->name, sizeof(properties->name), "Emulated GPU (sm_%d)", em::machine.arch);
+  std::snprintf(properties->name, sizeof(properties->name), "Emulated GPU (sm_%d%s)", em::machine.arch,
+                em::kChecked ? "" : ", unchecked");
   properties->totalGlobalMem = em::DeviceMemory::kBytes;
   properties->sharedMemPerBlock = 48 * 1024;
   properties->sharedMemPerBlockOptin = static_cast<size_t>(shared_limit());

@@ -84,7 +84,7 @@ void add_free(uintptr_t begin, uint64_t bytes) {
 void initialize_memory() {
   if (memory.base) return;
   constexpr uint64_t kFirst = 1 << 20;  // small offsets from a null pointer never look like device memory
-  memory.cells = static_cast<Cell*>(reserve(DeviceMemory::kBytes / 2 * sizeof(Cell)));
+  if constexpr (kChecked) memory.cells = static_cast<Cell*>(reserve(DeviceMemory::kBytes / 2 * sizeof(Cell)));
   memory.pages = static_cast<uint32_t*>(reserve(DeviceMemory::kBytes / DeviceMemory::kPage * sizeof(uint32_t)));
   memory.base = reinterpret_cast<uintptr_t>(reserve(DeviceMemory::kBytes));
   free_ranges[memory.base + kFirst] = DeviceMemory::kBytes - 2 * kFirst;
@@ -112,8 +112,8 @@ bool device_free(void* pointer) {
   Allocation& a = memory.allocations[memory.pages[offset / DeviceMemory::kPage]];
   if (!a.live || a.begin != reinterpret_cast<uintptr_t>(pointer)) return false;
   const uint64_t total = footprint(a.bytes);
-  if (machine.full) discard(cell_of(pointer), total / 2 * sizeof(Cell));
-  discard(pointer, total);
+  if constexpr (kChecked) discard(cell_of(pointer), total / 2 * sizeof(Cell));
+  if constexpr (kChecked) discard(pointer, total);
   a.live = false;
   a.end = a.begin;  // no access is inside it any more; the page table still names it in reports
   add_free(a.begin, total);
@@ -127,7 +127,7 @@ void lease_allocation(void* pointer, uint64_t bytes) {
   Allocation& a = memory.allocations[memory.pages[offset / DeviceMemory::kPage]];
   if (!a.live || a.begin != reinterpret_cast<uintptr_t>(pointer)) return;
   a.end = a.begin + std::min(bytes, a.bytes);
-  if (machine.full) discard(cell_of(pointer), (a.end - a.begin + 1) / 2 * sizeof(Cell));
+  if constexpr (kChecked) discard(cell_of(pointer), (a.end - a.begin + 1) / 2 * sizeof(Cell));
   memset(pointer, 0xff, a.end - a.begin);
 }
 
@@ -152,13 +152,13 @@ std::string describe_bad_range(const void* p, uint64_t bytes) {
 }
 
 void mark_written_by_host(const void* p, uint64_t bytes) {
-  if (!machine.full || bytes == 0) return;
+  if (!kChecked || bytes == 0) return;
   Cell* end = cell_of(static_cast<const uint8_t*>(p) + bytes - 1) + 1;
   for (Cell* cell = cell_of(p); cell != end; ++cell) *cell = {1, 0, 0, 0};
 }
 
 int64_t first_uninitialized(const void* p, uint64_t bytes) {
-  if (!machine.full || bytes == 0) return -1;
+  if (!kChecked || bytes == 0) return -1;
   const Cell* begin = cell_of(p);
   const Cell* end = cell_of(static_cast<const uint8_t*>(p) + bytes - 1) + 1;
   for (const Cell* cell = begin; cell != end; ++cell)
@@ -167,7 +167,7 @@ int64_t first_uninitialized(const void* p, uint64_t bytes) {
 }
 
 void copy_initialization(const void* to, const void* from, uint64_t bytes) {
-  if (!machine.full || bytes == 0) return;
+  if (!kChecked || bytes == 0) return;
   const Cell* source = cell_of(from);
   Cell* end = cell_of(static_cast<const uint8_t*>(to) + bytes - 1) + 1;
   for (Cell* cell = cell_of(to); cell != end; ++cell, ++source) *cell = {source->write_time ? 1u : 0u, 0, 0, 0};

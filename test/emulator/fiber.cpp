@@ -6,8 +6,7 @@
 
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define QF_FIBER_ASAN 1
+#ifdef QF_FIBER_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -17,8 +16,6 @@
 #else
 #define QF_SYMBOL "qformer_emulator_switch"
 #endif
-
-extern "C" __attribute__((visibility("hidden"))) void qformer_emulator_switch(void** save, void* restore);
 
 #if defined(__x86_64__)
 asm(".text\n"
@@ -126,16 +123,14 @@ Context Stacks::prepare(size_t i, void (*entry)()) {
   return context;
 }
 
-void switch_context(Context& from, Context& to, [[maybe_unused]] bool leaving) {
 #ifdef QF_FIBER_ASAN
+void switch_context(Context& from, Context& to, bool leaving) {
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(leaving ? nullptr : &fake_stack, to.stack_bottom, to.stack_bytes);
   qformer_emulator_switch(&from.stack_pointer, to.stack_pointer);
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#else
-  qformer_emulator_switch(&from.stack_pointer, to.stack_pointer);
-#endif
 }
+#endif
 
 void enter_context([[maybe_unused]] Context& main) {
 #ifdef QF_FIBER_ASAN

@@ -7,6 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define QF_FIBER_ASAN 1
+#endif
+
 namespace qformer::emulator {
 
 struct Context {
@@ -27,8 +31,16 @@ class Stacks {
   Chunk* chunks_[64] = {};
 };
 
+extern "C" __attribute__((visibility("hidden"))) void qformer_emulator_switch(void** save, void* restore);
+
 // Saves the running context in `from` and continues `to`. `leaving`: the running fiber never comes back.
+#ifdef QF_FIBER_ASAN
 void switch_context(Context& from, Context& to, bool leaving = false);
+#else
+inline void switch_context(Context& from, Context& to, bool = false) {
+  qformer_emulator_switch(&from.stack_pointer, to.stack_pointer);
+}
+#endif
 
 // The first thing a fiber calls: tells AddressSanitizer that the switch is complete. The first fiber of a run comes from
 // `main`, whose stack bounds are learned here.

@@ -47,8 +47,10 @@ class Global {
   template <class V>
   V read(int64_t i, Site site) const {
     const T* p = data_ + i;
-    emulator::check_range(p, sizeof(V), "read", site);
-    if (emulator::machine.full) emulator::on_global_read(p, sizeof(V), site);
+    if constexpr (emulator::kChecked) {
+      emulator::check_range(p, sizeof(V), "read", site);
+      emulator::on_global_read(p, sizeof(V), site);
+    }
     V value;
     memcpy(&value, p, sizeof(V));
     return value;
@@ -57,8 +59,10 @@ class Global {
   void write(int64_t i, const V& value, Site site) const {
     static_assert(!std::is_const_v<T>, "a Global<const T> is read only");
     T* p = data_ + i;
-    emulator::check_range(p, sizeof(V), "write", site);
-    if (emulator::machine.full) emulator::on_global_write(p, sizeof(V), site);
+    if constexpr (emulator::kChecked) {
+      emulator::check_range(p, sizeof(V), "write", site);
+      emulator::on_global_write(p, sizeof(V), site);
+    }
     memcpy(static_cast<void*>(p), &value, sizeof(V));
   }
 
@@ -69,9 +73,9 @@ class Global {
 template <class T, class Update>
 T atomic_update(Global<T> p, int64_t i, Site site, Update update) {
   T* address = p.data() + i;
-  emulator::check_range(address, sizeof(T), "atomic", site);
-  if (emulator::next_random() % 4 == 0) emulator::yield();
-  if (emulator::machine.full) {
+  if constexpr (emulator::kChecked) {
+    emulator::check_range(address, sizeof(T), "atomic", site);
+    if (emulator::next_random() % 4 == 0) emulator::yield();
     emulator::on_global_atomic(address, sizeof(T), site);
     emulator::on_atomic(address);
   }
@@ -122,9 +126,9 @@ template <class T>
 T load_acquire(Global<const T> p, int64_t i, Site site = Site()) {
   static_assert(sizeof(T) == 4, "load_acquire reads 4 bytes");
   const T* address = p.data() + i;
-  emulator::check_range(address, 4, "acquire", site);
   emulator::yield();
-  if (emulator::machine.full) {
+  if constexpr (emulator::kChecked) {
+    emulator::check_range(address, 4, "acquire", site);
     if (emulator::cell_of(address)->write_time == 0) emulator::global_uninitialized(address, site);
     emulator::on_acquire(address);
   }
@@ -138,8 +142,8 @@ template <class T>
 void store_release(Global<T> p, int64_t i, std::common_type_t<T> value, Site site = Site()) {
   static_assert(sizeof(T) == 4, "store_release writes 4 bytes");
   T* address = p.data() + i;
-  emulator::check_range(address, 4, "release", site);
-  if (emulator::machine.full) {
+  if constexpr (emulator::kChecked) {
+    emulator::check_range(address, 4, "release", site);
     // As an atomic in the shadow: pollers read it at any time.
     emulator::Cell* cell = emulator::cell_of(address);
     cell[0] = {emulator::machine.clock, emulator::kAtomicWriter, cell[0].read_time, cell[0].reader};

@@ -18,6 +18,14 @@
 
 namespace qformer::emulator {
 
+// Whether accesses, schedules and collectives are judged. Without (QF_EMULATOR_UNCHECKED) kernels run as they stand:
+// the same arithmetic much faster, for long computations by kernels whose every kind of access is judged elsewhere.
+#ifdef QF_EMULATOR_UNCHECKED
+constexpr bool kChecked = false;
+#else
+constexpr bool kChecked = true;
+#endif
+
 constexpr uint32_t kNoStack = 0xffffffffu;
 
 struct Warp;
@@ -70,6 +78,7 @@ struct Warp {
   uint32_t alive, runnable;
   uint32_t since;  // accesses of this warp before this time are ordered for all its lanes
   uint32_t meetings_open;
+  uint32_t arrived;  // lanes at a collective of all 32, where nothing is checked
   Meeting meetings[8];
   void* operands[32];
 };
@@ -80,6 +89,7 @@ struct Piece {
 
 struct Block {
   uint3 index;
+  dim3 shape{0, 0, 0};
   uint32_t id;  // linear
   uint32_t alive, arrived, threads;
   uint32_t runnable_warps;
@@ -123,7 +133,6 @@ struct Counters {
 struct Machine {
   Fiber* current = nullptr;
   Context main;
-  bool full = true;
   bool count_banks = false;
   bool yielded = false;
   int arch = 80;
@@ -164,7 +173,7 @@ void yield();
 
 // Throws the dice for a change of warp after a synchronisation.
 inline void maybe_yield() {
-  if (machine.schedule == Schedule::kRandom && next_random() % 16 == 0) yield();
+  if (kChecked && machine.schedule == Schedule::kRandom && next_random() % 16 == 0) yield();
 }
 
 }  // namespace qformer::emulator

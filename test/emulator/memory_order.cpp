@@ -58,7 +58,7 @@ bool is_ordered(uint32_t grid_id, uint32_t time) {
 }
 
 void fence() {
-  if (!machine.full) return;
+  if constexpr (!kChecked) return;
   Fiber& fiber = *machine.current;
   ThreadOrder& order = order_of(fiber);
   order.known.merge(order.seen);
@@ -68,7 +68,7 @@ void fence() {
 }
 
 void on_atomic(const void* p) {
-  if (!machine.full) return;
+  if constexpr (!kChecked) return;
   Fiber& fiber = *machine.current;
   const bool publishes = fiber.order && !fiber.order->published.empty();
   const auto place = places.find(p);
@@ -77,13 +77,13 @@ void on_atomic(const void* p) {
 }
 
 void on_acquire(const void* p) {
-  if (!machine.full) return;
+  if constexpr (!kChecked) return;
   const auto place = places.find(p);
   if (place != places.end()) order_of(*machine.current).known.merge(place->second);
 }
 
 void on_release(const void* p) {
-  if (!machine.full) return;
+  if constexpr (!kChecked) return;
   places[p] = snapshot(*machine.current);
 }
 

@@ -136,21 +136,37 @@ void (*choose_multiply())(MmaLane**, int, bool) {
 
 void (*const multiply)(MmaLane**, int, bool) = choose_multiply();
 
-// Row addresses come from lanes 8j … 8j + 7; each is checked as that lane's read.
+#ifdef QF_EMULATOR_UNCHECKED
+
+inline void read_rows(LdmatrixLane** lanes, uint32_t first, uint16_t (&matrix)[8][8], Site) {
+  for (uint32_t i = 0; i < 8; ++i) memcpy(matrix[i], lanes[first + i]->row.address, 16);
+}
+
+#else
+
+// Each row is checked as the read of the lane that names it.
+void read_rows(LdmatrixLane** lanes, uint32_t first, uint16_t (&matrix)[8][8], Site site) {
+  Fiber* const executing = machine.current;
+  uint32_t offsets[8];
+  for (uint32_t i = 0; i < 8; ++i) {
+    const SharedPlace& row = lanes[first + i]->row;
+    machine.current = executing->warp->lanes + first + i;
+    const uint8_t* p = check_shared(row, 16, "ldmatrix", site);
+    offsets[i] = static_cast<uint32_t>(row.offset);
+    on_shared_read(offsets[i], 16, site);
+    memcpy(matrix[i], p, 16);
+  }
+  machine.current = executing;
+  if (machine.count_banks) count_phase(offsets, 8, 16);
+}
+
+#endif
+
+// Row addresses come from lanes 8j … 8j + 7.
 void load_matrices(LdmatrixLane** lanes, uint32_t count, bool transposed, Site site) {
   uint16_t matrix[8][8];
-  Fiber* const executing = machine.current;
   for (uint32_t j = 0; j < count; ++j) {
-    uint32_t offsets[8];
-    for (uint32_t i = 0; i < 8; ++i) {
-      const SharedPlace& row = lanes[8 * j + i]->row;
-      machine.current = executing->warp->lanes + 8 * j + i;
-      const uint8_t* p = check_shared(row, 16, "ldmatrix", site);
-      offsets[i] = static_cast<uint32_t>(row.offset);
-      if (machine.full) on_shared_read(offsets[i], 16, site);
-      memcpy(matrix[i], p, 16);
-    }
-    if (machine.count_banks) count_phase(offsets, 8, 16);
+    read_rows(lanes, 8 * j, matrix, site);
     for (uint32_t lane = 0; lane < 32; ++lane) {
       const uint32_t g = lane / 4, t = lane % 4;
       const uint32_t lo = transposed ? matrix[2 * t][g] : matrix[g][2 * t];
@@ -158,7 +174,6 @@ void load_matrices(LdmatrixLane** lanes, uint32_t count, bool transposed, Site s
       lanes[lane]->registers[j] = hi << 16 | lo;
     }
   }
-  machine.current = executing;
 }
 
 }  // namespace

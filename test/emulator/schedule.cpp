@@ -107,8 +107,11 @@ void fiber_main() {
   __builtin_unreachable();
 }
 
+bool same_shape(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
+
 void start_block(size_t slot) {
   Block& block = slots[slot];
+  ++machine.counters.blocks;
   const uint64_t id = (run.started++ * run.stride + run.offset) % run.total;
   const dim3 grid = machine.grid, shape = machine.block;
   block.id = static_cast<uint32_t>(id);
@@ -124,9 +127,9 @@ void start_block(size_t slot) {
   block.known.reset();
   if (!block.shared) {
     block.shared = static_cast<uint8_t*>(map_memory(kMaxShared));
-    block.cells = static_cast<Cell*>(map_memory(kMaxShared / 2 * sizeof(Cell)));
+    if constexpr (kChecked) block.cells = static_cast<Cell*>(map_memory(kMaxShared / 2 * sizeof(Cell)));
   }
-  if (block.has_stale_cells) memset(block.cells, 0, kMaxShared / 2 * sizeof(Cell));
+  if (kChecked && block.has_stale_cells) memset(block.cells, 0, kMaxShared / 2 * sizeof(Cell));
   block.has_stale_cells = false;
   memset(block.shared, 0xff, block.shared_bytes);
   const uint32_t warps = (block.threads + 31) / 32;
@@ -141,8 +144,11 @@ void start_block(size_t slot) {
     warp.index = w;
     warp.alive = warp.runnable = lanes == 32 ? ~0u : (1u << lanes) - 1;
     warp.since = block.start;
-    warp.meetings_open = 0;
+    warp.meetings_open = warp.arrived = 0;
   }
+  // Where nothing is checked, threads of equal blocks differ in nothing.
+  if (!kChecked && same_shape(block.shape, shape)) return;
+  block.shape = shape;
   for (uint32_t t = 0; t < block.threads; ++t) {
     Fiber& fiber = block.fibers[t];
     fiber.stack = kNoStack;
@@ -157,7 +163,6 @@ void start_block(size_t slot) {
     fiber.copies.clear();
     fiber.order = nullptr;
   }
-  ++machine.counters.blocks;
 }
 
 uint32_t random_bit(uint32_t mask) {
@@ -190,7 +195,7 @@ bool is_runnable(const Block& block) { return block.active && block.runnable_war
 // The slot to run next, or kMaxResident when nothing can run.
 size_t pick_slot() {
   const bool may_start = run.started < run.total;
-  const bool wander = run.residents > 1 && (machine.yielded || (machine.full && next_random() % 4 == 0));
+  const bool wander = run.residents > 1 && (machine.yielded || (kChecked && next_random() % 4 == 0));
   if (!wander && is_runnable(slots[run.slot])) return run.slot;
   const size_t first = wander ? next_random() % run.residents : run.slot;
   for (size_t i = 0; i < run.residents; ++i) {
@@ -258,8 +263,8 @@ void configure(dim3 grid, dim3 block, size_t shared_bytes) {
   next_random();
   ++machine.counters.launches;
   // Seed 0 is the plain order; every other draws one per launch.
-  machine.schedule = machine.seed == 0 ? Schedule::kForward : static_cast<Schedule>(next_random() % 5);
-  if (machine.clock > 0x80000000u) {
+  machine.schedule = machine.seed == 0 || !kChecked ? Schedule::kForward : static_cast<Schedule>(next_random() % 5);
+  if (kChecked && machine.clock > 0x80000000u) {
     renumber_cells();
     for (Block& slot : slots)
       if (slot.cells) memset(slot.cells, 0, kMaxShared / 2 * sizeof(Cell));
@@ -268,10 +273,11 @@ void configure(dim3 grid, dim3 block, size_t shared_bytes) {
   machine.launch_time = ++machine.clock;
   run = Run{};
   run.total = uint64_t{grid.x} * grid.y * grid.z;
-  run.residents = static_cast<size_t>(
-      std::min<uint64_t>(run.total, std::min<uint64_t>(kMaxResident, static_cast<uint64_t>(machine.multiprocessors))));
+  if constexpr (kChecked)
+    run.residents = static_cast<size_t>(std::min<uint64_t>(
+        run.total, std::min<uint64_t>(kMaxResident, static_cast<uint64_t>(machine.multiprocessors))));
   run.favourite = next_random() % (machine.padded_threads / 32);
-  if (machine.seed != 0) {
+  if (kChecked && machine.seed != 0) {
     run.offset = next_random() % run.total;
     run.stride = 1 + next_random() % run.total;
     while (std::gcd(run.stride, run.total) != 1) ++run.stride;
@@ -349,7 +355,7 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
     last_warp[slot] = machine.yielded ? random_bit(picked.runnable_warps) : pick_warp(picked, last_warp[slot]);
     machine.yielded = false;
     Warp& warp = picked.warps[last_warp[slot]];
-    last_lane = machine.seed == 0 ? rotate_pick(warp.runnable, last_lane) : random_bit(warp.runnable);
+    last_lane = machine.seed == 0 || !kChecked ? rotate_pick(warp.runnable, last_lane) : random_bit(warp.runnable);
     machine.current = &warp.lanes[last_lane];
     if (machine.current->stack == kNoStack) begin(*machine.current);
     switch_context(machine.main, machine.current->context);
@@ -362,7 +368,7 @@ bool run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
     abandon_threads();
     if (std::getenv("QFORMER_EMULATOR_REPORT") != nullptr) std::fprintf(stderr, "emulator: %s\n", machine.fault.c_str());
   }
-  if (machine.full) forget_knowledge();
+  if constexpr (kChecked) forget_knowledge();
   return machine.fault_kind == FaultKind::kNone;
 }
 

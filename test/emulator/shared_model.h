@@ -2,6 +2,10 @@
 // misaligned, of bytes nobody wrote, or unordered with another thread's is reported.
 #pragma once
 
+#ifdef QF_EMULATOR_UNCHECKED
+#include "shared_unchecked.h"
+#else
+
 #include "bank_conflicts.h"
 #include "prims/dtype.h"
 #include "shadow.h"
@@ -69,7 +73,7 @@ class Shared {
   V read(int64_t i, Site site) const {
     const emulator::SharedPlace place = (*this + i).place_;
     const uint8_t* p = emulator::check_shared(place, sizeof(V), "read", site);
-    if (emulator::machine.full) emulator::on_shared_read(place.offset, sizeof(V), site);
+    emulator::on_shared_read(place.offset, sizeof(V), site);
     if (emulator::machine.count_banks) emulator::count_access(place.offset, sizeof(V), site);
     V value;
     memcpy(&value, p, sizeof(V));
@@ -80,7 +84,7 @@ class Shared {
     static_assert(!std::is_const_v<T>, "a Shared<const T> is read only");
     const emulator::SharedPlace place = (*this + i).place_;
     uint8_t* p = emulator::check_shared(place, sizeof(V), "write", site);
-    if (emulator::machine.full) emulator::on_shared_write(place.offset, sizeof(V), site);
+    emulator::on_shared_write(place.offset, sizeof(V), site);
     if (emulator::machine.count_banks) emulator::count_access(place.offset, sizeof(V), site);
     memcpy(p, &value, sizeof(V));
   }
@@ -107,13 +111,20 @@ template <class T, class Update>
 T atomic_update(Shared<T> p, int64_t i, Site site, Update update) {
   const emulator::SharedPlace place = (p + i).place();
   uint8_t* address = emulator::check_shared(place, sizeof(T), "atomic", site);
-  if (emulator::machine.full) emulator::on_shared_atomic(static_cast<uint32_t>(place.offset), sizeof(T), site);
+  emulator::on_shared_atomic(static_cast<uint32_t>(place.offset), sizeof(T), site);
   T old;
   memcpy(&old, address, sizeof(T));
   const T value = update(old);
   memcpy(address, &value, sizeof(T));
   return old;
 }
+
+}  // namespace qformer::cuda::prims
+
+#endif
+
+namespace qformer::cuda::prims {
+
 inline int32_t atomic_add(Shared<int32_t> p, int i, int32_t v, Site site = Site()) {
   return atomic_update(p, i, site, [v](int32_t old) { return old + v; });
 }

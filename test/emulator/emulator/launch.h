@@ -29,10 +29,8 @@ std::string run(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_
 }
 
 // Settings, as the environment gives them at first use:
-//   QFORMER_EMULATOR_CHECKS  full (default) | fast   fast: bounds, alignment, poison; no initialisation or race shadow
 //   QFORMER_EMULATED_ARCH    75 | 80 (default) | 86 | 89 | 90
 //   QFORMER_EMULATOR_SEED    0: plain order, copies as late as possible; other (default 1): drawn per launch
-void set_full_checks(bool full);  // before the first allocation: the shadow of older memory is not filled in
 void set_arch(int arch);
 void set_seed(uint64_t seed);
 void count_bank_conflicts(bool on);
