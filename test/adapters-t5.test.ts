@@ -10,7 +10,7 @@ import {
   t5Requests,
   type T5Request,
 } from './support/adapter-requests.js';
-import { expectDevices, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import { expectDevices, inF32, isChecked, sample, testDevices } from './support/devices.js';
 import { finishAll, idsSequence, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import { expectFirstLogits, FIRST_LOGITS } from './support/expect-logits.js';
@@ -37,10 +37,10 @@ describe.each(testDevices)('adapters of encoder and decoder on %s', (device) => 
       use(loaded);
     });
 
-  /** On the emulated GPU the first tokens; of beams all, or others would be found. */
+  /** With checks the first tokens; of beams all, or others would be found. */
   function expectIds(loaded: LoadedEngine, items: typeof bare): void {
     const asked = items.map(({ request, ids }) => {
-      const tokens = isEmulated(device) && (request.params!.numBeams ?? 1) === 1 ? 3 : request.params!.maxNewTokens!;
+      const tokens = isChecked(device) && (request.params!.numBeams ?? 1) === 1 ? 3 : request.params!.maxNewTokens!;
       return {
         request: { ...request, params: { ...request.params, maxNewTokens: tokens } },
         ids: ids.slice(0, tokens),

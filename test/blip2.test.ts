@@ -7,7 +7,7 @@ import { placeImageTokens } from '../lib/models/blip2.js';
 import type { ModelConfig } from '../lib/io/config.js';
 import type { Llama } from '../lib/models/llama.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, halfRuns, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import { expectDevices, halfRuns, inF32, isChecked, sample, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, fixturePath, Goldens } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest, PagedSequences, withEditedCheckpoint } from './support/models.js';
 import { HIDDEN, LOGITS } from './support/tolerances.js';
@@ -40,7 +40,7 @@ describe.each(testDevices)('InstructBLIP over LLaMA on %s', (device) => {
   afterAll(() => model.dispose());
   expectNoLeaks();
 
-  const tokens = isEmulated(device) ? 6 : 24;
+  const tokens = isChecked(device) ? 6 : 24;
   const pixels = (name: string) => pixelsOn(device, goldens, name);
   const embeds = (name: string) =>
     promptEmbeds(model, pixels(name), goldens.ids(`${name}.input_ids`), goldens.ids(`${name}.qformer_input_ids`));

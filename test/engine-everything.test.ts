@@ -1,7 +1,7 @@
 // Everything at once, on every fixture model that generates: other images and prompts, greedy answers, five beams under both length
 // penalties, rules, other ends, samples and adapters. Each request must give what the reference gives for it, and where the
-// reference has nothing what it gives alone, whatever else is in the batch. On the emulated GPU one short request of each kind, in 16
-// bits, where adapters take passes of their own: what it gives alone.
+// reference has nothing what it gives alone, whatever else is in the batch. On the emulated GPU with checks one short request of each
+// kind, in 16 bits, where adapters take passes of their own: what it gives alone.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -17,7 +17,7 @@ import {
   t5Requests,
   writeMadeAdapter,
 } from './support/adapter-requests.js';
-import { expectDevices, isEmulated, loadedFor, runs, sample } from './support/devices.js';
+import { expectDevices, isChecked, isEmulated, loadedFor, runs } from './support/devices.js';
 import { bytesOf, finishAll, fixturePath, idsGroup, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import {
@@ -121,7 +121,7 @@ function interleaved(...kinds: Mixed[][]): Mixed[] {
   return Array.from({ length: longest }, (_, i) => kinds.flatMap((kind) => kind.slice(i, i + 1))).flat();
 }
 
-const chosenRuns = runs.filter(({ device, dtype }) => dtype === (isEmulated(device) ? 'f16' : 'f32'));
+const chosenRuns = runs.filter(({ device, dtype }) => dtype === (isChecked(device) ? 'f16' : 'f32'));
 const models = REFERENCE_MODELS.flatMap((model) => chosenRuns.map((run) => ({ ...model, ...run })));
 
 describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, device, dtype }) => {
@@ -146,13 +146,13 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
   beforeAll(async () => {
     adapters = await adaptersOf(name, folders);
     mixed = await mixedRequests(name, adapters);
-    if (isEmulated(device)) mixed = shortOnes(mixed);
+    if (isChecked(device)) mixed = shortOnes(mixed);
     await withAdapters({}, (loaded) => {
       alone = requests().map((request) => bytesOf(runTogether(loaded, [request])[0]!));
     });
   });
 
-  it.skipIf(isEmulated(device))('has requests of every kind that differ', () => {
+  it.skipIf(isChecked(device))('has requests of every kind that differ', () => {
     expect(mixed.filter(({ check }) => check !== undefined).length).toBeGreaterThanOrEqual(8);
     expect(new Set(alone).size).toBeGreaterThanOrEqual(8);
     const kinds = new Set(requests().map(kindOf));
@@ -162,7 +162,7 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
     }
   });
 
-  it.skipIf(isEmulated(device))('answers otherwise with an adapter', async () => {
+  it.skipIf(isChecked(device))('answers otherwise with an adapter', async () => {
     const [request] = requests();
     await withAdapters({}, (loaded) => {
       const all = [undefined, ...adapters.names].map((adapter) => ({ ...request!, adapter }));
@@ -176,14 +176,15 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
     ['in chunks of 9 tokens', { maxBatchSize: 30, maxStepTokens: 9 }],
     ['without recorded graphs and caches', { decodeGraphs: false, prefixCache: false, imageCacheBytes: 0 }],
   ];
-  it.each(sample(device, variants))(
+  // The emulated GPU is asked the others together, below.
+  it.each(isEmulated(device) ? variants.slice(0, 1) : variants)(
     'gives the answers of the reference, and each request the bytes it has alone, %s',
     async (_, options) => {
       await withAdapters(options, (loaded) => expectAll(runTogether(loaded, requests())));
     },
   );
 
-  it.skipIf(isEmulated(device))(
+  it.skipIf(isChecked(device))(
     'gives them for one request of each kind, on different images, that run from the first step on together',
     async () => {
       const kinds = requests().map(kindOf);
@@ -209,16 +210,19 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
     },
   );
 
-  it.skipIf(isEmulated(device))('gives the same in a pool so small that requests are preempted', async () => {
+  /** Tokens of a pool with room for the largest request and one block more. */
+  function smallPool(): number {
     const imageTokens = name === 'ziya-visual-tiny' ? 64 : 0; // not among its ids
     const blocks = requests().map(({ ids, params }) => {
       const [shared, all] = [ids.length + imageTokens, ids.length + imageTokens + params!.maxNewTokens!];
       const { numBeams = 1 } = params!;
       return Math.floor(shared / 16) + numBeams * (Math.ceil(all / 16) - Math.floor(shared / 16));
     });
-    // Room for the largest request and one block more.
-    const kvCacheTokens = 16 * (Math.max(...blocks) + 1);
-    await withAdapters({ maxBatchSize: 30, kvCacheTokens, prefixCache: false }, (loaded) => {
+    return 16 * (Math.max(...blocks) + 1);
+  }
+
+  it.skipIf(isEmulated(device))('gives the same in a pool so small that requests are preempted', async () => {
+    await withAdapters({ maxBatchSize: 30, kvCacheTokens: smallPool(), prefixCache: false }, (loaded) => {
       expectAll(runTogether(loaded, requests()));
       expect(loaded.engine.stats.preemptions).toBeGreaterThan(0);
     });
@@ -229,4 +233,15 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
       expectAll(runTogether(loaded, requests(), { staggered: true }));
     });
   });
+
+  it.skipIf(isChecked(device))(
+    'gives the same in chunks, when requests arrive while others run and are preempted all the time',
+    async () => {
+      const cramped = { maxBatchSize: 30, maxStepTokens: 30, kvCacheTokens: smallPool(), prefixCache: false };
+      await withAdapters(cramped, (loaded) => {
+        expectAll(runTogether(loaded, requests(), { staggered: true }));
+        expect(loaded.engine.stats.preemptions).toBeGreaterThan(0);
+      });
+    },
+  );
 });

@@ -5,7 +5,16 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import type { EngineResult } from '../lib/engine/protocol.js';
 import type { SequenceImage } from '../lib/engine/scheduling/sequence.js';
 import { liveTensors } from '../lib/tensor/index.js';
-import { expectDevices, halfRuns, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import {
+  expectDevices,
+  halfRuns,
+  inF32,
+  isChecked,
+  isEmulated,
+  isUnchecked,
+  sample,
+  testDevices,
+} from './support/devices.js';
 import { bytesOf, finishAll, idsSequence, loadEngine, runTogether, withEngine } from './support/engine-models.js';
 import type { IdsRequest, LoadedEngine, LoadOptions } from './support/engine-models.js';
 import {
@@ -37,11 +46,11 @@ const variants: [string, LoadOptions][] = [
 
 const requestsOf = (references: readonly PlainRequest[]): IdsRequest[] => references.map(({ request }) => request);
 
-/** All requests of a model with one prompt each; of these the emulated GPU is asked the two shortest for three tokens. */
+/** All requests of a model with one prompt each; of these the emulated GPU with checks is asked the two shortest for three tokens. */
 async function referencesFor(device: string, name: string): Promise<PlainRequest[]> {
   const references = await plainRequests(name);
   expect(references.length).toBeGreaterThanOrEqual(4);
-  return isEmulated(device) ? shortened(references, 2, 3) : references;
+  return isChecked(device) ? shortened(references, 2, 3) : references;
 }
 
 const models = REFERENCE_MODELS.flatMap((model) => testDevices.map((device) => ({ ...model, device })));
@@ -55,6 +64,7 @@ describe.each(models)('$name on $device', ({ name, folders, device }) => {
   const withModel = (options: LoadOptions, use: (loaded: LoadedEngine) => void): Promise<void> =>
     withEngine(name, { ...folders, ...inF32(device), ...options }, use);
 
+  // The emulated GPU is asked one at a time below, with log-probabilities.
   it.skipIf(isEmulated(device)).each(variants)(
     'gives the reference ids one request at a time, %s',
     async (_, options) => {
@@ -71,11 +81,11 @@ describe.each(models)('$name on $device', ({ name, folders, device }) => {
     });
   });
 
-  // On the emulated GPU one model, asked for enough tokens to fill blocks.
-  it.skipIf(isEmulated(device) && name !== LLAMA)(
+  // On the emulated GPU with checks one model, asked for enough tokens to fill blocks.
+  it.skipIf(isChecked(device) && name !== LLAMA)(
     'gives them when the pool is so small that sequences are preempted all the time',
     async () => {
-      const once = isEmulated(device) ? shortest(await plainRequests(name), 2) : references;
+      const once = isChecked(device) ? shortest(await plainRequests(name), 2) : references;
       const asked = [...once, ...once];
       // Room for the longest request and little more.
       const longest = Math.max(...once.map(({ request, ids }) => request.ids.length + ids.length));
@@ -83,12 +93,12 @@ describe.each(models)('$name on $device', ({ name, folders, device }) => {
         const results = runTogether(loaded, requestsOf(asked));
         asked.forEach(({ ids }, id) => expect(results[id]!.tokenIds).toEqual(ids));
         // Its long prompt needs a pool that holds all others.
-        if (name !== LLAMA || isEmulated(device)) expect(loaded.engine.stats.preemptions).toBeGreaterThan(0);
+        if (name !== LLAMA || isChecked(device)) expect(loaded.engine.stats.preemptions).toBeGreaterThan(0);
       });
     },
   );
 
-  it.skipIf(isEmulated(device))(
+  it.skipIf(isChecked(device))(
     'gives the same bits from recorded graphs, from direct steps and from 16-token chunks',
     async () => {
       const bits = async (options: LoadOptions): Promise<unknown[]> => {
@@ -126,7 +136,9 @@ describe.each(models)('$name on $device', ({ name, folders, device }) => {
   });
 });
 
-const modelsInHalf = REFERENCE_MODELS.flatMap((model) => halfRuns.map((run) => ({ ...model, ...run })));
+// One of the 16-bit dtypes without checks, both with them.
+const chosenRuns = halfRuns.filter(({ device, dtype }) => !isUnchecked(device) || dtype === 'bf16');
+const modelsInHalf = REFERENCE_MODELS.flatMap((model) => chosenRuns.map((run) => ({ ...model, ...run })));
 
 describe.each(modelsInHalf)('$name on $device in $dtype', ({ name, folders, device, dtype }) => {
   let references: PlainRequest[];
@@ -161,7 +173,7 @@ describe.each(modelsInHalf)('$name on $device in $dtype', ({ name, folders, devi
 describe.each(testDevices)('image features on %s', (device) => {
   const loadCase = async (): Promise<{ request: IdsRequest; second: SequenceImage }> => {
     const references = await plainRequests(VICUNA);
-    if (isEmulated(device)) references.forEach(({ request }) => (request.params = { maxNewTokens: 1 }));
+    if (isChecked(device)) references.forEach(({ request }) => (request.params = { maxNewTokens: 1 }));
     return { request: references[0]!.request, second: references[2]!.request.images![0]! };
   };
 

@@ -3,7 +3,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
-import { activationDtypes, expectDevices, isEmulated, settled, testDevices } from './support/devices.js';
+import { activationDtypes, expectDevices, isChecked, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.js';
 import { noise } from './support/noise.js';
 import { isReordered, reordered, widened, withReorderedColumns } from './support/quantized.js';
@@ -29,7 +29,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
     ops.affine(random(shape, seed), shape.at(-1)! ** -0.5).cast(type);
   const ints = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
   const weightDtypes: Dtype[] = dtype === 'f32' ? ['f32', 'f16', 'bf16'] : [dtype];
-  const tokenCounts = isEmulated(device) ? [1, 3, 19] : [1, 2, 7, 16, 17, 65];
+  const tokenCounts = isChecked(device) ? [1, 3, 19] : [1, 2, 7, 16, 17, 65];
 
   /** Equal bits on the CPU; elsewhere within `steps` units in the last place at the larger of 1 and the value. */
   const expectFused = (actual: Tensor, expected: Tensor, what: string, steps = 8): void => {
@@ -152,7 +152,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
 
     it('gives a row of a normed product the same bits in any batch', () =>
       scope(() => {
-        const [rows, k, n] = [isEmulated(device) ? 17 : 40, 88, 48];
+        const [rows, k, n] = [isChecked(device) ? 17 : 40, 88, 48];
         const [x, w] = [act([rows, k], 31), weight([n, k], 32, wDtype)];
         const norm = { weight: random([k], 33), eps: 1e-6 };
         expectRowsAlone(rows, (from, to) => ops.linear(x.slice(0, from, to), w, { norm }));
@@ -161,7 +161,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
 
     it('gives a row of qkvAppend the same bits in any batch', () =>
       scope(() => {
-        const [rows, k, n] = [isEmulated(device) ? 17 : 40, 88, 48];
+        const [rows, k, n] = [isChecked(device) ? 17 : 40, 88, 48];
         const [x, w] = [act([rows, k], 31), weight([n, k], 32, wDtype)];
         const norm = { weight: random([k], 33), eps: 1e-6 };
         const [kCache, vCache] = [0, 1].map(() => Tensor.zeros([rows, 1, 2, 24], { device, dtype }));
@@ -249,7 +249,7 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
 
     it('give a row the same bits in any batch', () =>
       scope(() => {
-        const [rows, n, k] = [isEmulated(device) ? 17 : 40, 24, 128];
+        const [rows, n, k] = [isChecked(device) ? 17 : 40, 24, 128];
         const w = ops.quantize(weight([n, k], 57, 'f32'), { bits, group: 64 });
         const x = act([rows, k], 58);
         expectRowsAlone(rows, (from, to) => ops.quantLinear(x.slice(0, from, to), w));

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
 import { liveTensors } from '../lib/tensor/index.js';
-import { expectDevices, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import { expectDevices, inF32, isChecked, sample, testDevices } from './support/devices.js';
 import { readImage, runTogether, withEngine } from './support/engine-models.js';
 import { expectClose, fixturePath, Goldens, readJson } from './support/fixtures.js';
 import { noise } from './support/noise.js';
@@ -64,7 +64,7 @@ const cases = testDevices.flatMap((device) =>
 
 describe.each(cases)('$name at 364 pixels on $device', ({ name, device, prefix, image, ...reference }) => {
   it('answers as the reference', async () => {
-    const tokens = isEmulated(device) ? 2 : reference.ids.length;
+    const tokens = isChecked(device) ? 2 : reference.ids.length;
     const [ids, logprobs] = [reference.ids.slice(0, tokens), reference.logprobs.slice(0, tokens)];
     const dir = largeCheckpoint(name);
     expect(openCheckpoint(dir).preprocessor!.imageSize).toBe(364);

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { placeImageTokens, type Blip2 } from '../lib/models/blip2.js';
 import { Opt } from '../lib/models/opt.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, halfRuns, inF32, isEmulated, sample, settled, testDevices } from './support/devices.js';
+import { expectDevices, halfRuns, inF32, isChecked, sample, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { greedy, idTensor, loadForTest, PagedSequences } from './support/models.js';
 import { HIDDEN, LOGITS } from './support/tolerances.js';
@@ -57,7 +57,7 @@ describe.each(testDevices)('blip2-opt-tiny (three shards, a sparse config, a tie
         const embeds = opt.embed(idTensor(placed.ids, device));
         ops.scatterRows(embeds, idTensor(placed.imageRows, device), projected);
         expectClose(embeds.toFloat32(), goldens.floats(`${name}.inputs_embeds`), HIDDEN, 'inputs_embeds');
-        const tokens = isEmulated(device) ? 6 : 24;
+        const tokens = isChecked(device) ? 6 : 24;
         const { promptLogits, ids } = greedy(opt, () => embeds, tokens, { eos: [202] });
         expectClose(promptLogits.slice(-640), goldens.floats(`${name}.first_step_logits`), LOGITS.f32, 'logits');
         expect(ids).toEqual(goldens.ids(`${name}.greedy_ids`).slice(0, tokens));

@@ -7,7 +7,7 @@ import type { LanguageModel, VisionLanguageModel } from '../lib/models/model.js'
 import type { Llama } from '../lib/models/llama.js';
 import { rotaryFrequencies } from '../lib/nn/rotary.js';
 import { ops, record, scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, halfRuns, inF32, isEmulated, sample, settled, testDevices } from './support/devices.js';
+import { expectDevices, halfRuns, inF32, isChecked, sample, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import {
   argMax,
@@ -35,8 +35,8 @@ describe.each(testDevices)('llama-gqa-tiny (8 query heads on 2 kv heads, bf16 we
   expectNoLeaks();
 
   const prompt = (name: string) => () => llama.embed(idTensor(goldens.ids(`${name}.input_ids`), device));
-  // A prompt's rows do not depend on what follows them: on the emulated GPU the long one ends after 128 of its 600 tokens.
-  const isWhole = !isEmulated(device);
+  // A prompt's rows do not depend on what follows them: with checks the long one ends after 128 of its 600 tokens.
+  const isWhole = !isChecked(device);
   const longTokens = isWhole ? 600 : 128;
   const longPrompt = () => prompt('long')().slice(0, 0, longTokens);
   /** Rows of a tensor [longTokens, width] at the positions that the reference kept. */

@@ -11,7 +11,7 @@ import { Weights } from '../lib/models/weights.js';
 import type { Linear } from '../lib/nn/linear.js';
 import type { Parameter } from '../lib/nn/parameter.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, isEmulated, runs } from './support/devices.js';
+import { expectDevices, isChecked, runs } from './support/devices.js';
 import { bytesOf, runTogether, withEngine, type IdsRequest } from './support/engine-models.js';
 import { expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { greedyEncoded } from './support/models.js';
@@ -116,7 +116,7 @@ describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype,
   it.each(models)(
     'gives a request to %s the same bytes alone, in a batch, in chunks and from recorded graphs',
     async (model, prompts) => {
-      const params = { maxNewTokens: isEmulated(device) ? 3 : 8, logprobs: 2 };
+      const params = { maxNewTokens: isChecked(device) ? 3 : 8, logprobs: 2 };
       const requests = prompts().map((ids): IdsRequest => ({ ids, params }));
       const options = { device, dtype, quantize, kvCacheTokens: 512 };
       let alone: string[] = [];

@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { Tensor, ops, scope } from '../lib/tensor/index.js';
-import { expectDevices, isEmulated, testDevices } from './support/devices.js';
+import { expectDevices, isChecked, testDevices } from './support/devices.js';
 import { Goldens, expectClose, expectNoLeaks, readJson } from './support/fixtures.js';
 
 interface SamplingCase {
@@ -126,7 +126,7 @@ describe.each(testDevices)('on %s', (device) => {
   it('draws in proportion to the probabilities', () =>
     scope(() => {
       const probabilities = [0.5, 0.25, 0, 0.125, 0.125];
-      const n = isEmulated(device) ? 2000 : 20000;
+      const n = isChecked(device) ? 2000 : 20000;
       const row = probabilities.map((p) => Math.log(p));
       const scores = f32(Array.from({ length: n }, () => row).flat(), [n, 5]);
       const ids = draw(

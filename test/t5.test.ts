@@ -8,7 +8,7 @@ import type { BatchInputs } from '../lib/models/model.js';
 import type { T5 } from '../lib/models/t5.js';
 import { cuSeqlens } from '../lib/nn/sequences.js';
 import { ops, scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, halfRuns, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import { expectDevices, halfRuns, inF32, isChecked, sample, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits, fixturePath, Goldens } from './support/fixtures.js';
 import { EncodedSequence, greedyEncoded, idTensor, loadForTest, withEditedCheckpoint } from './support/models.js';
 import { HIDDEN, LOGITS } from './support/tolerances.js';
@@ -55,7 +55,7 @@ describe.each(onDevices)('$fixture on $device', ({ fixture, device }) => {
       expectClose(embeds.toFloat32(), goldens.floats(`${name}.inputs_embeds`), HIDDEN, 'inputs_embeds');
       const encoded = t5.encoder.forward(embeds, cuSeqlens([embeds.shape[0]!], device)).toFloat32();
       expectClose(encoded, goldens.floats(`${name}.t5_encoder_last_hidden_state`), HIDDEN, 'encoder');
-      const tokens = isEmulated(device) ? 6 : 24;
+      const tokens = isChecked(device) ? 6 : 24;
       const { logits, ids } = greedyEncoded(t5, embeds, tokens, { eos: [1] });
       expectClose(logits[0]!, goldens.floats(`${name}.first_step_logits`), LOGITS.f32, 'first step logits');
       const steps = `${name}.greedy_step_logits`;

@@ -14,7 +14,7 @@ import type { Blip2 } from '../lib/models/blip2.js';
 import { createModel } from '../lib/models/registry.js';
 import { Weights } from '../lib/models/weights.js';
 import { scope, Tensor } from '../lib/tensor/index.js';
-import { expectDevices, inF32, isEmulated, sample, testDevices } from './support/devices.js';
+import { expectDevices, inF32, isChecked, sample, testDevices } from './support/devices.js';
 import { expectError, expectRejection } from './support/expect-error.js';
 import { finishAll } from './support/engine-models.js';
 import { expectClose, expectNoLeaks, fixturePath, Goldens, readJson } from './support/fixtures.js';
@@ -75,7 +75,7 @@ describe.each(testDevices)('the two folders on %s', (device) => {
 });
 
 describe.each(testDevices)('the engine over both folders on %s', (device) => {
-  const tokens = isEmulated(device) ? 4 : 24;
+  const tokens = isChecked(device) ? 4 : 24;
   let loaded: LoadedEngine;
   const pixels = new Map<string, Awaited<ReturnType<typeof loadImage>>>();
   beforeAll(async () => {
@@ -137,11 +137,11 @@ describe.each(testDevices)('a chat on %s', (device) => {
     expect(await talk()).toEqual(expectedIds);
   });
 
-  it.skipIf(isEmulated(device))('has them when three chats talk at the same time', async () => {
+  it.skipIf(isChecked(device))('has them when three chats talk at the same time', async () => {
     expect(await Promise.all([talk(), talk(), talk()])).toEqual([expectedIds, expectedIds, expectedIds]);
   });
 
-  it.skipIf(isEmulated(device))('finds the keys and values of its earlier turns in the cache', async () => {
+  it.skipIf(isChecked(device))('finds the keys and values of its earlier turns in the cache', async () => {
     const chat = model.chat({ images: [image], system: 'a system text of its own, so that nothing is cached' });
     const [first, second] = [await chat.send('What is it?', options), await chat.send('Why?', options)];
     expect(first.usage.cachedTokens % 64).toBe(0); // of the image at most
@@ -150,7 +150,7 @@ describe.each(testDevices)('a chat on %s', (device) => {
     expect(second.usage.cachedTokens).toBeGreaterThan(64);
   });
 
-  it.skipIf(isEmulated(device))(
+  it.skipIf(isChecked(device))(
     'goes on from a history that was written down, and in a fork, as it would have itself',
     async () => {
       const [first, second, third] = reference.turns.map(({ prompt }) => questionOf(prompt)) as [
@@ -170,7 +170,7 @@ describe.each(testDevices)('a chat on %s', (device) => {
     },
   );
 
-  it.skipIf(isEmulated(device))('is left as it was by a message that the context cannot hold', async () => {
+  it.skipIf(isChecked(device))('is left as it was by a message that the context cannot hold', async () => {
     const chat = model.chat({ images: [image] });
     await chat.send('What is it?', options);
     const before = chat.history;

@@ -1,6 +1,9 @@
-// The devices that tests run on: the CPU, and the emulated GPU where its library is built (scripts/build-emulated.mjs). CI
-// must have it: there a missing library fails the tests. QFORMER_TEST_DEVICES names others instead, e.g. `cpu,cuda`.
+// The devices that tests run on: the CPU, and the emulated GPU where its libraries are built (scripts/build-emulated.mjs). CI
+// must have them: there a missing library fails the tests. QFORMER_TEST_DEVICES names others instead, e.g. `cpu,cuda`.
 // Imported before the tensor API finds its devices, because it tells the loader where the emulated GPU is.
+//
+// The emulated GPU is two devices with the same kernels. `emulated` judges every access and collective and takes some twenty times
+// longer for it: of long tests it is asked a sample, some of each kind. `emulated-unchecked` judges nothing and runs what the CPU runs.
 
 import { existsSync } from 'node:fs';
 import { delimiter } from 'node:path';
@@ -8,17 +11,22 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { Tensor, devices, scope, type Dtype } from '../../lib/tensor/index.js';
 
-const library = fileURLToPath(new URL('../../build/emulated/libqformer_emulated.so', import.meta.url));
-const isEmulatedBuilt = existsSync(library);
-if (isEmulatedBuilt && !(process.env.QFORMER_BACKENDS ?? '').includes(library)) {
-  process.env.QFORMER_BACKENDS = [library, process.env.QFORMER_BACKENDS].filter(Boolean).join(delimiter);
+const libraries = ['emulated', 'unchecked'].map((name) =>
+  fileURLToPath(new URL(`../../build/emulated/libqformer_${name}.so`, import.meta.url)),
+);
+const isEmulatedBuilt = libraries.every(existsSync);
+if (isEmulatedBuilt && !(process.env.QFORMER_BACKENDS ?? '').includes(libraries[0]!)) {
+  process.env.QFORMER_BACKENDS = [...libraries, process.env.QFORMER_BACKENDS].filter(Boolean).join(delimiter);
 }
 
 const named = process.env.QFORMER_TEST_DEVICES?.split(',').map((name) => name.trim());
 const found = devices();
 
+const CHECKED = 'emulated';
+const UNCHECKED = 'emulated-unchecked';
+
 /** Names of the devices to test, `cpu` first. */
-export const testDevices: readonly string[] = named ?? (isEmulatedBuilt ? ['cpu', 'emulated'] : ['cpu']);
+export const testDevices: readonly string[] = named ?? (isEmulatedBuilt ? ['cpu', CHECKED, UNCHECKED] : ['cpu']);
 
 /** Dtypes that a device computes in, f32 first. */
 export function activationDtypes(device: string): Dtype[] {
@@ -51,12 +59,18 @@ export const inF32 = (device: string) => loadedFor({ device, dtype: 'f32' });
 /** Whether a device works behind the caller's back, so that what it finds wrong comes with the next read. */
 export const isAsync = (device: string): boolean => device !== 'cpu';
 
-/** Whether a device is the emulated GPU, about a thousand times slower than a real one: its samples are smaller. */
-export const isEmulated = (device: string): boolean => device === 'emulated';
+/** Whether a device is the emulated GPU with its checks, which is asked samples. */
+export const isChecked = (device: string): boolean => device === CHECKED;
 
-/** All cases of one kind; on the emulated GPU the first `count` of them. */
+/** Whether it is the emulated GPU without them, which is asked everything, but not all of it in every dtype. */
+export const isUnchecked = (device: string): boolean => device === UNCHECKED;
+
+/** Whether it is either, so that it is not asked to repeat what says nothing new of a device. */
+export const isEmulated = (device: string): boolean => isChecked(device) || isUnchecked(device);
+
+/** All cases of one kind; on the emulated GPU with checks the first `count` of them. */
 export const sample = <T>(device: string, cases: readonly T[], count = 1): readonly T[] =>
-  isEmulated(device) ? cases.slice(0, count) : cases;
+  isChecked(device) ? cases.slice(0, count) : cases;
 
 /** Runs `fn` and waits for the device, so that an error found there is thrown here. */
 export function settled<T>(device: string, fn: () => T): T {
@@ -73,7 +87,10 @@ export function expectDevices(): void {
       for (const device of testDevices) expect(names.concat(names.map((n) => n.split(':')[0]!))).toContain(device);
     });
     it.runIf(process.env.CI === '1' || process.env.CI === 'true')('include the emulated GPU in CI', () => {
-      expect(named ?? isEmulatedBuilt, `${library} is missing: run node scripts/build-emulated.mjs`).toBeTruthy();
+      expect(
+        named ?? isEmulatedBuilt,
+        `one of ${libraries.join(', ')} is missing: run node scripts/build-emulated.mjs`,
+      ).toBeTruthy();
     });
   });
 }

@@ -66,7 +66,7 @@ export async function plainRequests(name: string): Promise<PlainRequest[]> {
   );
 }
 
-/** What of them the emulated GPU is asked: `count` requests, those with the shortest prompts, each for its first `tokens` tokens. */
+/** What of them the emulated GPU with checks is asked: `count` requests, those with the shortest prompts, each for its first `tokens` tokens. */
 export const shortened = (requests: readonly PlainRequest[], count: number, tokens: number): PlainRequest[] =>
   shortest(requests, count).map(({ request, ids, logprobs, ...rest }) => ({
     ...rest,
