@@ -7,7 +7,7 @@
 namespace qformer::detail {
 namespace {
 
-// Half a megabyte per thread.
+// A quarter of a megabyte per thread.
 constexpr uint32_t kMostWaiting = 1024;
 
 struct Node {
