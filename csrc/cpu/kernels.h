@@ -66,6 +66,21 @@ struct DotKernels {
   void (*outer)(const OuterJob& job);
 };
 
+inline constexpr int64_t kTileFloats = 256;  // of a tile of sums: 16 rows of 64 bytes, however many columns are used
+inline constexpr int64_t kBlockTiles = 3;    // tiles of rows of x that are multiplied together, at most
+
+// Complete sums of one block of tiles on their way to y. They are finished between the products of the next block, so
+// that the matrix unit does not wait for the vector units.
+struct WaitingTiles {
+  Finish finish;    // of the rows of the block and of up to 32 columns; its own sums and up are not used
+  const float* up;  // tiles like `sums`, where the call is gated
+  int64_t tile_rows;
+  int64_t next = 0, count = 0;  // parts of the work
+  alignas(64) float sums[2 * kBlockTiles * kTileFloats];
+  alignas(64) float turned[2 * kTileFloats];
+  alignas(64) float turned_up[2 * kTileFloats];
+};
+
 // Products of bf16 weights with x rounded to bf16 on a matrix unit, for 32 rows of w at a time (linear_amx.h). Steps
 // are 32 columns of k. x is packed in tiles of `columns` rows (1, 2, 4, 8 or 16); sums wait in tiles too, 16 x 16 f32
 // each.
@@ -74,19 +89,24 @@ struct TileJob {
   int64_t w_stride;
   int64_t w_tile;  // bytes from the first tile to the second
   int64_t w_step;  // bytes from one step to the next
+  void* copy;      // where not null: gets the tiles of w as copy_w leaves them, and they are read from there again
   const void* x;   // packed tiles of consecutive steps
   int64_t x_tiles;
   int64_t x_stride;  // bytes from one tile of rows to the next
   int32_t columns;
   int64_t steps;
-  bool fresh;  // sums start from zero, else from c
-  float* c;    // two tiles for each tile of x: [x_tiles][2][16][16]
-  // Fetched into cache meanwhile: 64 bytes per step of 32 rows, ahead_stride bytes apart, ahead_rows of them for each
-  // two tiles of x; from step ahead_steps on, of the rows at `then`. Addresses count from step 0 and need not be
-  // mapped.
+  bool fresh;   // sums start from zero, else from `sums`
+  float* sums;  // two tiles for each tile of x: [x_tiles][2][16][16]
+  // Where given, the sums are complete with this job and go to y instead, the last ones with the next job that is
+  // given the same `waiting`, or with finish_waiting. For all rows of x and up to 32 columns.
+  const Finish* finish;
+  const float* up;  // tiles like `sums`, where the call is gated
+  WaitingTiles* waiting;
+  // Rows of w, fetched into L2 meanwhile: 64 bytes per step of 32 rows, ahead_stride bytes apart, ahead_rows of them
+  // for each block of x. Need not be mapped.
   const char* ahead;
-  const char* then;
-  int64_t ahead_stride, ahead_rows, ahead_steps;
+  int64_t ahead_stride, ahead_rows;
+  bool cold;  // w itself was not fetched: it is, a few steps ahead
 };
 
 struct TileKernels {
@@ -98,8 +118,7 @@ struct TileKernels {
   // `rows` <= 32 rows of w as [ceil(k / 32)][32][32] bf16, zeros past `rows` and k; out: 64-byte aligned
   void (*copy_w)(const void* w, int64_t ldw, int64_t rows, int64_t k, void* out);
   void (*multiply)(const TileJob& job);
-  // sums[i * ld + j * stride] of `rows` rows of x and 32 rows of w, from the two tiles at c
-  void (*turn)(const float* c, int64_t rows, float* sums, int64_t ld, int64_t stride);
+  void (*finish_waiting)(WaitingTiles& waiting);
 };
 
 struct LinearKernels {

@@ -3,8 +3,13 @@
 // One tile instruction multiplies 16 rows of w by 32 columns of k (an A tile: 16 rows of 64 bytes, ldw apart) with up
 // to 16 rows of x (a B tile: row p holds the pair k = 2p, 2p + 1 of every row of x) and adds to 16 x 16 sums in f32 (a
 // C tile). Canonical order of one output element: these instructions in ascending k, the tail zero-filled; C tiles that
-// wait in memory between panels of k keep their bits. Two A and two B tiles make four products of four loads, which is
-// what the eight tile registers allow; loads that hit L1 hide behind the products.
+// wait in memory between panels of k keep their bits. Two A and two B tiles make four products of four loads; loads
+// that hit L1 hide behind the products. A third B tile, where one would be left alone, keeps the unit busy as well: two
+// chains of products do not, as one product takes 16 cycles but its sums are ready after 52.
+//
+// Of what is loaded, w is used again soonest, so x and the sums are loaded with the hint that L1 need not keep them
+// (tileloaddt1): a panel of w may then fill two thirds of L1. Complete sums are turned and finished piece by piece
+// between the products of the next block, so that the unit does not wait for the vector units.
 //
 // The unit ignores MXCSR: it rounds to nearest even, and subnormal inputs and sums count as zero. NaN and infinity
 // propagate. Source: Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter 20.
@@ -13,12 +18,12 @@
 #include <immintrin.h>
 
 #include "kernels.h"
-#include "transpose.h"
+#include "linear_amx_finish.h"
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int kTileFloats = 256;  // of a C tile: 16 rows of 64 bytes, however many columns are in use
 constexpr int kTileBytes = 1024;  // of an A tile
+constexpr int64_t kColdSteps = 8;
 
 // The operand of ldtilecfg: bytes per row and rows of each tile register.
 struct alignas(64) TileConfig {
@@ -27,12 +32,13 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Registers 0 to 3: C, 4 and 5: A, 6 and 7: B, with `columns` rows of x in B and C.
+// Registers 5 and 6: A, 4 and 7: B, the others C, with `columns` rows of x in B and C; where all tiles are full, any
+// use.
 constexpr TileConfig tile_config(int columns) {
   TileConfig config;
   for (int i = 0; i < 8; i++) {
     config.rows[i] = 16;
-    config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? 64 : 4 * columns);
+    config.row_bytes[i] = static_cast<uint16_t>(i == 5 || i == 6 ? 64 : 4 * columns);
   }
   return config;
 }
@@ -44,11 +50,12 @@ inline void configure_tiles(int32_t columns) { _tile_loadconfig(&kTileConfigs[__
 
 inline void release_tiles() { _tile_release(); }
 
-// 32 columns of one row of x as bf16, zeros from column `count` on.
+// 32 columns of one row of x as bf16, zeros from column `count` on. The conversion takes subnormal numbers for zero, as
+// the products would.
 inline Vf bf16_step(const float* x, int64_t count) {
   const Vf low = count >= 16 ? load(x) : load_partial(x, count);
   const Vf high = count >= 32 ? load(x + 16) : count > 16 ? load_partial(x + 16, count - 16) : zero();
-  return {_mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1))};
+  return {_mm512_castsi512_ps(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)))};
 }
 
 inline void pack_x_tiles(const float* x, int64_t ldx, int64_t rows, int64_t k, int32_t columns, int64_t steps,
@@ -61,7 +68,12 @@ inline void pack_x_tiles(const float* x, int64_t ldx, int64_t rows, int64_t k, i
       continue;
     }
     Vf tile[16];
-    for (int64_t i = 0; i < 16; i++) tile[i] = i < rows ? bf16_step(x + i * ldx + 32 * s, count) : zero();
+    if (rows == 16 && count >= 32) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) tile[i] = bf16_step(x + i * ldx + 32 * s, 32);
+    } else {
+      for (int64_t i = 0; i < 16; i++) tile[i] = i < rows ? bf16_step(x + i * ldx + 32 * s, count) : zero();
+    }
     transpose(tile);
     for (int p = 0; p < 16; p++) store_partial(y + p * columns, tile[p], columns);
   }
@@ -83,86 +95,149 @@ inline const char* moved(const void* base, int64_t bytes) {
   return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
 }
 
-inline void prefetch_rows(const TileJob& job, int64_t pass, int64_t step) {
-  const char* base = step < job.ahead_steps ? job.ahead : job.then;
-  const int64_t first = pass * job.ahead_rows;
-  const int64_t last = first + job.ahead_rows < 32 ? first + job.ahead_rows : 32;
+inline void prefetch_rows(const TileJob& job, int64_t block, int64_t step) {
+  const int64_t first = block * job.ahead_rows;
+  const int64_t last = smaller(first + job.ahead_rows, 32);
   for (int64_t row = first; row < last; row++) {
-    __builtin_prefetch(moved(base, row * job.ahead_stride + 64 * step), 0, 2);
+    __builtin_prefetch(moved(job.ahead, row * job.ahead_stride + 64 * step), 0, 2);
   }
 }
 
-// Two A tiles with one or two B tiles over all steps of the job.
-template <bool Two>
-inline void multiply_block(const TileJob& job, int64_t pass, const char* x, int64_t x_next, float* c) {
-  const char* w = static_cast<const char*>(job.w);
-  const int64_t columns_bytes = job.columns * 4;
-  if (job.fresh) {
-    _tile_zero(0);
+inline void prefetch_cold(const TileJob& job, int64_t step) {
+  if (step + kColdSteps >= job.steps) return;
+  for (int64_t row = 0; row < 32; row++) {
+    __builtin_prefetch(moved(job.w, row * job.w_stride + 64 * (step + kColdSteps)), 0, 2);
+  }
+}
+
+template <int Tiles>
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (Tiles > 1) {
     _tile_zero(2);
-    if constexpr (Two) {
-      _tile_zero(1);
-      _tile_zero(3);
-    }
-  } else {
-    _tile_loadd(0, c, 64);
-    _tile_loadd(2, c + kTileFloats, 64);
-    if constexpr (Two) {
-      _tile_loadd(1, c + 2 * kTileFloats, 64);
-      _tile_loadd(3, c + 3 * kTileFloats, 64);
-    }
+    _tile_zero(3);
   }
-  for (int64_t s = 0; s < job.steps; s++) {
-    prefetch_rows(job, pass, s);
-    _tile_loadd(6, x, columns_bytes);
-    _tile_loadd(4, w, job.w_stride);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Two) {
-      _tile_loadd(7, x + x_next, columns_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    _tile_loadd(5, w + job.w_tile, job.w_stride);
-    _tile_dpbf16ps(2, 5, 6);
-    if constexpr (Two) _tile_dpbf16ps(3, 5, 7);
-    w += job.w_step;
-    x += 16 * columns_bytes;
+  if constexpr (Tiles > 2) {
+    _tile_zero(4);
+    _tile_zero(5);
   }
+}
+
+template <int Tiles>
+inline void load_sums(const float* c) {
+  _tile_stream_loadd(0, c, 64);
+  _tile_stream_loadd(1, c + kTileFloats, 64);
+  if constexpr (Tiles > 1) {
+    _tile_stream_loadd(2, c + 2 * kTileFloats, 64);
+    _tile_stream_loadd(3, c + 3 * kTileFloats, 64);
+  }
+  if constexpr (Tiles > 2) {
+    _tile_stream_loadd(4, c + 4 * kTileFloats, 64);
+    _tile_stream_loadd(5, c + 5 * kTileFloats, 64);
+  }
+}
+
+template <int Tiles>
+inline void store_sums(float* c) {
   _tile_stored(0, c, 64);
-  _tile_stored(2, c + kTileFloats, 64);
-  if constexpr (Two) {
-    _tile_stored(1, c + 2 * kTileFloats, 64);
+  _tile_stored(1, c + kTileFloats, 64);
+  if constexpr (Tiles > 1) {
+    _tile_stored(2, c + 2 * kTileFloats, 64);
     _tile_stored(3, c + 3 * kTileFloats, 64);
   }
+  if constexpr (Tiles > 2) {
+    _tile_stored(4, c + 4 * kTileFloats, 64);
+    _tile_stored(5, c + 5 * kTileFloats, 64);
+  }
+}
+
+// Where the A tiles of a pair of them lie, from one step to the next.
+struct TilesOfW {
+  const char* first;
+  int64_t stride, tile, step;
+};
+
+// What accompanies the products of a step.
+inline void between_products(const TileJob& job, int64_t block, int64_t step) {
+  prefetch_rows(job, block, step);
+  if (block == 0 && job.cold) prefetch_cold(job, step);
+  finish_next(*job.waiting);
+}
+
+// Two A tiles with `Tiles` B tiles over all steps of the job. Sums start from `from` and go to `out`. Copying: the
+// tiles of w go to job.copy on the way.
+template <int Tiles, bool Copying>
+inline void multiply_block(const TileJob& job, TilesOfW w, int64_t tile, const float* from, float* out) {
+  const int64_t x_row = job.columns * 4, block = tile / 2;
+  const char* x = static_cast<const char*>(job.x) + tile * job.x_stride;
+  auto* copy = static_cast<char*>(job.copy);
+  if (job.fresh) {
+    zero_sums<Tiles>();
+  } else {
+    load_sums<Tiles>(from);
+  }
+  for (int64_t s = 0; s < job.steps; s++) {
+    between_products(job, block, s);
+    _tile_stream_loadd(7, x, x_row);
+    _tile_loadd(6, w.first, w.stride);
+    _tile_dpbf16ps(0, 6, 7);
+    if constexpr (Tiles < 3) {
+      _tile_loadd(5, w.first + w.tile, w.stride);
+      _tile_dpbf16ps(1, 5, 7);
+      if constexpr (Tiles == 2) {
+        _tile_stream_loadd(4, x + job.x_stride, x_row);
+        _tile_dpbf16ps(2, 6, 4);
+        _tile_dpbf16ps(3, 5, 4);
+      }
+      if constexpr (Copying) {
+        _tile_stored(6, copy, 64);
+        _tile_stored(5, copy + kTileBytes, 64);
+        copy += 2 * kTileBytes;
+      }
+    } else {
+      _tile_loadd(6, w.first + w.tile, w.stride);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_stream_loadd(7, x + job.x_stride, x_row);
+      _tile_dpbf16ps(3, 6, 7);
+      _tile_loadd(6, w.first, w.stride);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_stream_loadd(7, x + 2 * job.x_stride, x_row);
+      _tile_dpbf16ps(4, 6, 7);
+      _tile_loadd(6, w.first + w.tile, w.stride);
+      _tile_dpbf16ps(5, 6, 7);
+    }
+    w.first += w.step;
+    x += 16 * x_row;
+  }
+  finish_waiting(*job.waiting);
+  store_sums<Tiles>(out);
 }
 
 inline void multiply_tiles(const TileJob& job) {
-  const auto* x = static_cast<const char*>(job.x);
-  int64_t i = 0;
-  for (; i + 2 <= job.x_tiles; i += 2) {
-    multiply_block<true>(job, i / 2, x + i * job.x_stride, job.x_stride, job.c + 2 * i * kTileFloats);
-  }
-  if (i < job.x_tiles) multiply_block<false>(job, i / 2, x + i * job.x_stride, 0, job.c + 2 * i * kTileFloats);
-}
-
-// sums[i * ld + j * stride] = column i, row j of a pair of C tiles, for i < rows and j < 32.
-inline void turn_tiles(const float* c, int64_t rows, float* sums, int64_t ld, int64_t stride) {
-  const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(stride)),
-                                           _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-  for (int half = 0; half < 2; half++, c += kTileFloats, sums += 16 * stride) {
-    Vf tile[16];
-    for (int j = 0; j < 16; j++) tile[j] = load(c + 16 * j);
-    transpose(tile);
-    for (int64_t i = 0; i < rows; i++) {
-      if (stride == 1) {
-        store(sums + i * ld, tile[i]);
-      } else {
-        _mm512_i32scatter_ps(sums + i * ld, index, tile[i].v, 4);
-      }
+  TilesOfW w{static_cast<const char*>(job.w), job.w_stride, job.w_tile, job.w_step};
+  bool copying = job.copy != nullptr;
+  for (int64_t tile = 0, tiles; tile < job.x_tiles; tile += tiles) {
+    const int64_t left = job.x_tiles - tile;
+    const float* from = job.sums + 2 * tile * kTileFloats;
+    float* out = job.finish != nullptr ? job.waiting->sums : job.sums + 2 * tile * kTileFloats;
+    tiles = left == 3 && !copying ? 3 : smaller(left, 2);
+    if (tiles == 3) {
+      multiply_block<3, false>(job, w, tile, from, out);
+    } else if (tiles == 2 && copying) {
+      multiply_block<2, true>(job, w, tile, from, out);
+    } else if (tiles == 2) {
+      multiply_block<2, false>(job, w, tile, from, out);
+    } else {
+      multiply_block<1, false>(job, w, tile, from, out);
     }
+    if (job.finish != nullptr) put_waiting(job, tile, tiles);
+    if (copying) w = {static_cast<const char*>(job.copy), 64, kTileBytes, 2 * kTileBytes};
+    copying = false;
   }
 }
 
 inline constexpr TileKernels kTileKernels = {configure_tiles, release_tiles,  pack_x_tiles,
-                                             copy_w_tiles,    multiply_tiles, turn_tiles};
+                                             copy_w_tiles,    multiply_tiles, finish_waiting};
 
 }  // namespace qformer::cpu::QF_ISA

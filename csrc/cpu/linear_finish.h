@@ -6,21 +6,27 @@
 
 namespace qformer::cpu::QF_ISA {
 
+// `count` lanes of a row from column i on; count is constant but at the end of a row.
+inline void finish_lanes(const Finish& job, int64_t row, int64_t i, int64_t count) {
+  const auto lanes = [count](const float* from) { return count == kLanes ? load(from) : load_partial(from, count); };
+  Vf value = lanes(job.sums + row * job.ld_sums + i);
+  if (job.bias != nullptr) value = value + lanes(job.bias + i);
+  value = activate(value, job.activation);
+  if (job.up != nullptr) value = value * lanes(job.up + row * job.ld_up + i);
+  if (job.residual != nullptr) value = value + lanes(job.residual + row * job.ldr + i);
+  float* y = job.y + row * job.ldy + i;
+  if (count == kLanes) {
+    store(y, value);
+  } else {
+    store_partial(y, value, count);
+  }
+}
+
 inline void finish_rows(const Finish& job) {
   for (int64_t row = 0; row < job.m; row++) {
-    const float* sums = job.sums + row * job.ld_sums;
-    const float* up = job.up != nullptr ? job.up + row * job.ld_up : nullptr;
-    const float* residual = job.residual != nullptr ? job.residual + row * job.ldr : nullptr;
-    float* y = job.y + row * job.ldy;
-    for (int64_t i = 0; i < job.n; i += kLanes) {
-      const int64_t count = smaller(kLanes, job.n - i);
-      Vf value = load_partial(sums + i, count);
-      if (job.bias != nullptr) value = value + load_partial(job.bias + i, count);
-      value = activate(value, job.activation);
-      if (up != nullptr) value = value * load_partial(up + i, count);
-      if (residual != nullptr) value = value + load_partial(residual + i, count);
-      store_partial(y + i, value, count);
-    }
+    int64_t i = 0;
+    for (; i + kLanes <= job.n; i += kLanes) finish_lanes(job, row, i, kLanes);
+    if (i < job.n) finish_lanes(job, row, i, job.n - i);
   }
 }
 

@@ -1,14 +1,17 @@
 // bf16 products on a matrix unit: kernels().linear.bf16_tiles over the whole of one linear call.
 //
-// x is rounded and packed into tiles once per call. Up to kStreamRows rows of x, tiles of w are read straight from the
-// matrix while the lines some steps ahead are fetched into L2: traffic is n * k weights, none written. Above, 32 rows
-// by up to kPanelSteps steps of w are copied into L1 and used for all rows of x, because rows a multiple of 4 KiB apart
-// would push each other out of L1 between two uses; the sums of a task wait in L2 between panels of k. Ragged edges of
-// n and k go through the copy as well, so nothing outside w is read. Threads share out columns of y, never k.
+// x is rounded and packed into tiles once per call. A job multiplies 32 rows of w, a pair of tiles, with all rows of x
+// over a panel of k. Up to kFewRows rows of x the panel is the whole of k and w is read where it lies: traffic is n * k
+// weights, none written. Above, a panel is kPanelSteps steps, so that what is read of w stays in L1 for all rows of x:
+// where it lies, or, where it would not stay there because its rows are a multiple of 2 KiB apart or begin within a
+// line, in a copy that the first pass over it leaves. Sums wait in L2 between panels. Where x is larger than
+// kBlockBytes, all pairs of a task go through a block of k before the next. Ragged edges of n and k go through a copy,
+// so nothing outside w is read. Meanwhile the next panel is fetched into L2. Threads share out columns of y, never k.
 //
-// Measured on one core of an Emerald Rapids Xeon (unit alone: 2340 GFLOP/s; DRAM read about 19 GB/s). m = 1 to 32:
-// weights at 15 to 18 GB/s. m = 257: 680 to 790 GFLOP/s, a third of the peak. The inner loop alone reaches 62 % with x
-// in L2, 50 % where x is larger than L2, 43 % with the copies of w; the epilogue in f32 takes 8 to 23 % of the time.
+// Measured on one thread of an Emerald Rapids Xeon (the unit alone: 2330 GFLOP/s; DRAM read about 19 GB/s) with all
+// else still, GFLOP/s: m = 257: 1050 to 1130 (n = k = 1408), 900 to 940 (768), 890 (2048). Of the first, packing x
+// takes 11 %, what the epilogue cannot hide 10 %; the products alone reach 1310. m = 32: 710 where the weights lie in
+// L2; m = 8 to 32 from DRAM: weights at 15 to 18 GB/s.
 
 #include <algorithm>
 
@@ -24,12 +27,12 @@ constexpr int64_t kStep = 32;  // columns of k per tile
 constexpr int64_t kPair = 32;  // rows of w per job
 constexpr int64_t kStepBytes = kStep * 2;
 constexpr int64_t kPairFloats = 512;  // two tiles of sums
-constexpr int64_t kStreamRows = 64;   // past two tiles of x, w is read again, from L2
-constexpr int64_t kPanelSteps = 8;    // 16 KiB of w: as much of x and of sums fits beside it
+constexpr int64_t kFewTiles = 4;
+constexpr int64_t kFewRows = 16 * kFewTiles;    // w is read at most twice, the second time from L2
+constexpr int64_t kPanelSteps = 16;             // 32 KiB of w: two thirds of L1
+constexpr int64_t kBlockBytes = 3 * (1 << 19);  // of x, of an L2 of 2 MiB
 constexpr int64_t kBlockRows = 544;
-constexpr int64_t kTaskPairs = 8;    // of the packed path
-constexpr int64_t kStreamPairs = 8;  // whose sums wait for their epilogue
-constexpr int64_t kAheadSteps = 8;
+constexpr int64_t kTaskPairs = 8;
 
 // The tile registers of this thread, for as long as it lives.
 class TileSession {
@@ -48,7 +51,7 @@ struct PackedTiles {
   const char* data;
   int64_t row, rows, tiles;
   int32_t columns;  // rows per tile
-  int64_t steps, panel_steps;
+  int64_t steps, panel_steps, block_steps;
 
   int64_t step_bytes() const { return 64 * columns; }
   int64_t steps_from(int64_t first) const { return std::min(panel_steps, steps - first); }
@@ -64,15 +67,17 @@ int32_t tile_columns(int64_t m) {
 PackedTiles pack_rows(const LinearCall& call, const TileKernels& tiles, int64_t row, int64_t rows,
                       int64_t panel_steps) {
   const int32_t columns = tile_columns(call.m);
-  PackedTiles x{nullptr, row, rows, ceil_div(rows, columns), columns, ceil_div(call.k, kStep), panel_steps};
+  PackedTiles x{nullptr, row, rows, ceil_div(rows, columns), columns, ceil_div(call.k, kStep), panel_steps, 0};
+  const int64_t panels = ceil_div(x.steps, panel_steps);
+  const int64_t blocks = ceil_div(x.steps * x.tiles * x.step_bytes(), kBlockBytes);
+  x.block_steps = ceil_div(panels, std::min(blocks, panels)) * panel_steps;
   auto* packed =
       static_cast<char*>(thread_scratch(Scratch::kPackedX, static_cast<size_t>(x.steps * x.tiles * x.step_bytes())));
   x.data = packed;
-  const int64_t panels = ceil_div(x.steps, panel_steps);
   const double cost = 2.0 * static_cast<double>(panel_steps * columns);
   parallel_for(panels * x.tiles, grain_for(cost), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
-      const int64_t first = item / x.tiles * panel_steps, tile = item % x.tiles, steps = x.steps_from(first);
+      const int64_t first = item % panels * panel_steps, tile = item / panels, steps = x.steps_from(first);
       const float* from = call.x + (row + tile * columns) * call.ldx + first * kStep;
       tiles.pack_x(from, call.ldx, std::min<int64_t>(columns, rows - tile * columns), call.k - first * kStep, columns,
                    steps, packed + (first * x.tiles + tile * steps) * x.step_bytes());
@@ -81,137 +86,129 @@ PackedTiles pack_rows(const LinearCall& call, const TileKernels& tiles, int64_t 
   return x;
 }
 
-// One task's products with one matrix.
-struct Task {
-  const LinearCall& call;
-  const TileKernels& tiles;
-  const PackedTiles& x;
-  int64_t column, n;
-  int64_t spread;  // the first `spread` pairs take rows `spread` apart (1: neighbours), the others neighbours
+// The products of a block of rows of x with n neighbouring rows of w, from row `column` on.
+class Task {
+ public:
+  Task(const LinearCall& call, const TileKernels& tiles, const PackedTiles& x, int64_t column, int64_t n)
+      : call_(call), tiles_(tiles), x_(x), column_(column), n_(n), pairs_(ceil_div(n, kPair)) {}
 
-  int64_t pairs() const { return ceil_div(n, kPair); }
-  int64_t sums() const { return pairs() * x.tiles * kPairFloats; }
-  int64_t row_bytes() const { return call.ldw * 2; }
-  const char* row(const void* w, int64_t pair) const {
-    return static_cast<const char*>(w) + (column + first_row(pair)) * row_bytes();
-  }
-  int64_t first_row(int64_t pair) const { return pair < spread ? pair : pair * kPair; }
-  int64_t stride(int64_t pair) const { return pair < spread ? spread : 1; }
-  int64_t rows(int64_t pair) const { return std::min(kPair, n - pair * kPair); }
-
-  TileJob job(float* c, int64_t pair, int64_t panel, int64_t first, int64_t steps) const {
-    TileJob job{};
-    job.x = x.panel(panel) + (first - panel) * x.step_bytes();
-    job.x_tiles = x.tiles;
-    job.x_stride = x.steps_from(panel) * x.step_bytes();
-    job.columns = x.columns;
-    job.steps = steps;
-    job.fresh = first == 0;
-    job.c = c + pair * x.tiles * kPairFloats;
-    return job;
+  void run() {
+    const int64_t floats = (keeps_sums() ? pairs_ : 1) * x_.tiles * kPairFloats;
+    const bool gated = call_.w_up != nullptr;
+    sums_ = static_cast<float*>(
+        thread_scratch(Scratch::kAccumulators, static_cast<size_t>((gated ? 2 : 1) * floats) * sizeof(float)));
+    up_ = gated ? sums_ + floats : nullptr;
+    for (int64_t first = 0; first < x_.steps; first += x_.block_steps) {
+      for (int64_t pair = 0; pair < pairs_; pair++) multiply_pair(pair, first);
+    }
+    tiles_.finish_waiting(waiting_);
   }
 
-  // Steps [first, first + steps) of one pair, through a copy of w in L1. `next` is fetched meanwhile.
-  void multiply_copy(const void* w, int64_t pair, int64_t panel, int64_t first, int64_t steps, const char* next,
-                     float* c) const {
-    void* copy = thread_scratch(Scratch::kPackedW, static_cast<size_t>(kPanelSteps * kPair * kStepBytes));
-    tiles.copy_w(row(w, pair) + first * kStepBytes, call.ldw * stride(pair), rows(pair),
-                 std::min(steps * kStep, call.k - first * kStep), copy);
-    TileJob job = this->job(c, pair, panel, first, steps);
+ private:
+  // One pair over a block of k.
+  struct Run {
+    int64_t pair, first, end;  // steps
+    Finish finish;             // where the block is the last
+    const char* next;          // weights to fetch: the next run's
+  };
+
+  // Whether sums wait while other pairs go through the same block of k.
+  bool keeps_sums() const { return x_.block_steps < x_.steps; }
+  int64_t place(int64_t pair) const { return keeps_sums() ? pair * x_.tiles * kPairFloats : 0; }
+  int64_t row_bytes() const { return call_.ldw * 2; }
+  int64_t rows(int64_t pair) const { return std::min(kPair, n_ - pair * kPair); }
+  const char* at(const void* w, int64_t pair, int64_t step) const {
+    return static_cast<const char*>(w) + (column_ + pair * kPair) * row_bytes() + step * kStepBytes;
+  }
+
+  void multiply_pair(int64_t pair, int64_t first) {
+    const int64_t end = std::min(first + x_.block_steps, x_.steps);
+    const void* w = up_ != nullptr ? call_.w_up : call_.w;
+    const bool wraps = pair + 1 == pairs_ && end < x_.steps;
+    Run run{pair, first, end, finish_of(call_, x_.row, x_.rows, column_ + pair * kPair, rows(pair)), nullptr};
+    if (up_ != nullptr) {
+      run.next = at(call_.w, pair, first);
+      multiply_panels(run, w, up_, false);
+    }
+    run.next = wraps ? at(w, 0, end) : at(w, pair + 1, pair + 1 < pairs_ ? first : 0);
+    multiply_panels(run, call_.w, sums_, end == x_.steps);
+  }
+
+  void multiply_panels(const Run& run, const void* w, float* sums, bool finishes) {
+    int64_t steps;
+    for (int64_t first = run.first; first < run.end; first += steps) {
+      const int64_t panel = first / x_.panel_steps * x_.panel_steps;
+      steps = panel + x_.steps_from(panel) - first;
+      // Read where it lies, w has its tail of k as a panel of its own.
+      const int64_t whole = call_.k / kStep - first;
+      if (x_.tiles <= kFewTiles && whole > 0) steps = std::min(steps, whole);
+      const bool last = first + steps == run.end;
+      TileJob job{};
+      job.x = x_.panel(panel) + (first - panel) * x_.step_bytes();
+      job.x_tiles = x_.tiles;
+      job.x_stride = x_.steps_from(panel) * x_.step_bytes();
+      job.columns = x_.columns;
+      job.steps = steps;
+      job.fresh = first == 0;
+      job.sums = sums + place(run.pair);
+      job.finish = last && finishes ? &run.finish : nullptr;
+      job.up = up_ != nullptr ? up_ + place(run.pair) : nullptr;
+      job.waiting = &waiting_;
+      job.ahead = last ? run.next : at(w, run.pair, first + steps);
+      job.ahead_stride = row_bytes();
+      job.ahead_rows = ceil_div(kPair, std::max<int64_t>(x_.tiles / 2, 1));
+      job.cold = cold_;
+      place_w(job, w, run.pair, first);
+      tiles_.multiply(job);
+      cold_ = false;
+    }
+  }
+
+  // Has the job read w where it lies, or a copy: of ragged edges, and of what would not stay in L1.
+  void place_w(TileJob& job, const void* w, int64_t pair, int64_t first) {
+    job.w = at(w, pair, first);
+    job.w_stride = row_bytes();
+    job.w_tile = kPair / 2 * job.w_stride;
+    job.w_step = kStepBytes;
+    const bool whole = rows(pair) == kPair && (first + job.steps) * kStep <= call_.k;
+    if (whole && (x_.tiles <= kFewTiles || stays_in_l1(w))) return;
+    void* copy = thread_scratch(Scratch::kPackedW, static_cast<size_t>(x_.panel_steps * kPair * kStepBytes));
+    if (whole) {
+      job.copy = copy;
+      return;
+    }
+    tiles_.copy_w(job.w, call_.ldw, rows(pair), std::min(job.steps * kStep, call_.k - first * kStep), copy);
     job.w = copy;
     job.w_stride = kStepBytes;
     job.w_tile = kPair / 2 * kStepBytes;
     job.w_step = kPair * kStepBytes;
-    if (next != nullptr) {
-      job.ahead = next;
-      job.ahead_stride = row_bytes();
-      job.ahead_rows = ceil_div(kPair, ceil_div(x.tiles, 2));
-      job.ahead_steps = steps;
-    }
-    tiles.multiply(job);
   }
 
-  // Panel by panel, each for all pairs, so that a panel of x is read from L2 by all pairs but the first.
-  void multiply_packed(const void* w, float* c) const {
-    for (int64_t first = 0; first < x.steps; first += x.panel_steps) {
-      for (int64_t pair = 0; pair < pairs(); pair++) {
-        const bool last = pair + 1 == pairs();
-        const char* next =
-            last ? row(w, 0) + (first + x.panel_steps) * kStepBytes : row(w, pair + 1) + first * kStepBytes;
-        multiply_copy(w, pair, first, first, x.steps_from(first), next, c);
-      }
-    }
+  // Whether a panel of 32 rows does, where it lies: neither across lines nor in too few sets.
+  bool stays_in_l1(const void* w) const {
+    return reinterpret_cast<uintptr_t>(w) % 64 == 0 && row_bytes() % 64 == 0 && row_bytes() % 2048 != 0;
   }
 
-  // Straight from w, the whole of k at once. The rows of a job lie n / 32 apart, so that the weights are read as 32
-  // streams, each running through its rows without a break.
-  void multiply_streamed(const void* w, float* c) const {
-    const int64_t direct = call.k / kStep;
-    for (int64_t pair = 0; pair < spread && direct > 0; pair++) {
-      TileJob job = this->job(c, pair, 0, 0, direct);
-      const char* start = row(w, pair);
-      job.w = start;
-      job.w_stride = job.ahead_stride = spread * row_bytes();
-      job.w_tile = kPair / 2 * job.w_stride;
-      job.w_step = kStepBytes;
-      job.ahead_rows = kPair;
-      job.ahead_steps = std::max<int64_t>(direct - kAheadSteps, 0);
-      job.ahead = start + kAheadSteps * kStepBytes;
-      const int64_t next = pair + 1 < spread ? 1 : spread * (kPair - 1) + 1;
-      job.then = start + next * row_bytes() + (kAheadSteps - direct) * kStepBytes;
-      tiles.multiply(job);
-    }
-    for (int64_t pair = 0; pair < pairs(); pair++) {
-      const int64_t done = pair < spread ? direct : 0;
-      for (int64_t first = done; first < x.steps; first += kPanelSteps) {
-        multiply_copy(w, pair, 0, first, std::min(kPanelSteps, x.steps - first), nullptr, c);
-      }
-    }
-  }
-
-  // Turns the sums a tile of rows at a time and applies the epilogue.
-  void finish(const float* c, const float* c_up) const {
-    const int64_t ld = pairs() * kPair;
-    auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(32 * ld) * sizeof(float)));
-    float* up = c_up != nullptr ? sums + 16 * ld : nullptr;
-    for (int64_t tile = 0; tile < x.tiles; tile++) {
-      const int64_t first = tile * x.columns, rows = std::min<int64_t>(x.columns, x.rows - first);
-      for (int64_t pair = 0; pair < pairs(); pair++) {
-        const int64_t at = (pair * x.tiles + tile) * kPairFloats;
-        tiles.turn(c + at, rows, sums + first_row(pair), ld, stride(pair));
-        if (up != nullptr) tiles.turn(c_up + at, rows, up + first_row(pair), ld, stride(pair));
-      }
-      finish_block(call, sums, up, ld, x.row + first, rows, column, n);
-    }
-  }
-
-  void run(bool streamed) const {
-    const bool gated = call.w_up != nullptr;
-    auto* c = static_cast<float*>(
-        thread_scratch(Scratch::kAccumulators, static_cast<size_t>((gated ? 2 : 1) * sums()) * sizeof(float)));
-    const auto fill = [&](const void* w, float* out) {
-      return streamed ? multiply_streamed(w, out) : multiply_packed(w, out);
-    };
-    fill(call.w, c);
-    if (gated) fill(call.w_up, c + sums());
-    finish(c, gated ? c + sums() : nullptr);
-  }
+  const LinearCall& call_;
+  const TileKernels& tiles_;
+  const PackedTiles& x_;
+  int64_t column_, n_, pairs_;
+  bool cold_ = true;       // no weights fetched yet
+  float* sums_ = nullptr;  // between panels: [pair][tile of rows][2][16][16]
+  float* up_ = nullptr;    // the same of w_up
+  WaitingTiles waiting_{};
 };
 
-void run_streamed(const LinearCall& call, const TileKernels& tiles) {
+void run_few(const LinearCall& call, const TileKernels& tiles) {
   const PackedTiles x = pack_rows(call, tiles, 0, call.m, ceil_div(call.k, kStep));
   const double bytes = static_cast<double>(kPair * call.k * 2) * (call.w_up != nullptr ? 2 : 1);
   parallel_for(ceil_div(call.n, kPair), grain_for(bytes / 15), [&](int64_t begin, int64_t end) {
     const TileSession session(tiles, x.columns);
-    for (int64_t pair = begin; pair < end; pair += kStreamPairs) {
-      const int64_t last = std::min(call.n, end * kPair);
-      const int64_t column = pair * kPair, n = std::min(kStreamPairs * kPair, last - column);
-      Task{call, tiles, x, column, n, n / kPair}.run(true);
-    }
+    Task(call, tiles, x, begin * kPair, std::min(call.n, end * kPair) - begin * kPair).run();
   });
 }
 
-void run_packed(const LinearCall& call, const TileKernels& tiles) {
+void run_many(const LinearCall& call, const TileKernels& tiles) {
   const int64_t steps = ceil_div(call.k, kStep);
   const int64_t panel_steps = ceil_div(steps, ceil_div(steps, kPanelSteps));
   const int64_t block = ceil_div(ceil_div(call.m, ceil_div(call.m, kBlockRows)), 16) * 16;
@@ -223,7 +220,7 @@ void run_packed(const LinearCall& call, const TileKernels& tiles) {
       const TileSession session(tiles, x.columns);
       for (int64_t task = begin; task < end; task++) {
         const int64_t column = task * task_pairs * kPair, n = std::min(task_pairs * kPair, call.n - column);
-        Task{call, tiles, x, column, n, 1}.run(false);
+        Task(call, tiles, x, column, n).run();
       }
     });
   }
@@ -233,10 +230,10 @@ void run_packed(const LinearCall& call, const TileKernels& tiles) {
 
 void run_tiles(const LinearCall& call) {
   const TileKernels& tiles = *kernels().linear.bf16_tiles;
-  if (call.m <= kStreamRows) {
-    run_streamed(call, tiles);
+  if (call.m <= kFewRows) {
+    run_few(call, tiles);
   } else {
-    run_packed(call, tiles);
+    run_many(call, tiles);
   }
 }
 

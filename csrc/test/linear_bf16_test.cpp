@@ -2,6 +2,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdlib>
+
 #include "linear_problem.h"
 
 using namespace qformer;
@@ -75,6 +77,34 @@ TEST("bf16 products have the same bits at any m past blocks of rows and columns,
         some.run(m);
         for (size_t i = 0; i < gated.size(); i++) CHECK_EQ(gated[i], some.y[i] * some.y[i]);
       }
+    }
+  });
+}
+
+TEST("bf16 products have the same bits wherever the weights lie, at any m, past blocks of k") {
+  on_every_level([] {
+    for (int64_t k : {1056, 2048, 3104}) {
+      const int64_t m = 273, n = 96;
+      Problem odd({.m = m, .n = n, .k = k, .dtype = QF_BF16, .activation = QF_ACT_RELU, .math = QF_MATH_BF16});
+      odd.run();
+      const size_t bytes = static_cast<size_t>(n * k) * 2;
+      void* w = std::aligned_alloc(64, bytes);
+      std::memcpy(w, odd.w.data(), bytes);
+      for (int64_t rows : {1, 40, 48, 80, 273}) {
+        std::vector<float> y(static_cast<size_t>(rows * n));
+        QfLinear args{};
+        args.x = odd.x.data();
+        args.w = w;
+        args.y = y.data();
+        args.m = rows, args.n = args.ldy = n, args.k = args.ldx = args.ldw = k;
+        args.dtype = args.y_dtype = QF_F32;
+        args.w_dtype = QF_BF16;
+        args.activation = QF_ACT_RELU;
+        args.math = QF_MATH_BF16;
+        CHECK_EQ(cpu::cpu_backend()->linear(0, &args), QF_OK);
+        CHECK(std::memcmp(y.data(), odd.y.data(), y.size() * sizeof(float)) == 0);
+      }
+      std::free(w);
     }
   });
 }
