@@ -103,10 +103,9 @@ struct TileJob {
   const float* up;  // tiles like `sums`, where the call is gated
   WaitingTiles* waiting;
   // Rows of w, fetched into L2 meanwhile: 64 bytes per step of 32 rows, ahead_stride bytes apart, ahead_rows of them
-  // for each block of x. Need not be mapped.
+  // for each block of x, perhaps none. Need not be mapped.
   const char* ahead;
   int64_t ahead_stride, ahead_rows;
-  bool cold;  // w itself was not fetched: it is, a few steps ahead
 };
 
 struct TileKernels {

@@ -23,7 +23,6 @@
 namespace qformer::cpu::QF_ISA {
 
 constexpr int kTileBytes = 1024;  // of an A tile
-constexpr int64_t kColdSteps = 8;
 
 // The operand of ldtilecfg: bytes per row and rows of each tile register.
 struct alignas(64) TileConfig {
@@ -103,13 +102,6 @@ inline void prefetch_rows(const TileJob& job, int64_t block, int64_t step) {
   }
 }
 
-inline void prefetch_cold(const TileJob& job, int64_t step) {
-  if (step + kColdSteps >= job.steps) return;
-  for (int64_t row = 0; row < 32; row++) {
-    __builtin_prefetch(moved(job.w, row * job.w_stride + 64 * (step + kColdSteps)), 0, 2);
-  }
-}
-
 template <int Tiles>
 inline void zero_sums() {
   _tile_zero(0);
@@ -161,7 +153,6 @@ struct TilesOfW {
 // What accompanies the products of a step.
 inline void between_products(const TileJob& job, int64_t block, int64_t step) {
   prefetch_rows(job, block, step);
-  if (block == 0 && job.cold) prefetch_cold(job, step);
   finish_next(*job.waiting);
 }
 

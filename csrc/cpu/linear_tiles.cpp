@@ -2,11 +2,14 @@
 //
 // x is rounded and packed into tiles once per call. A job multiplies 32 rows of w, a pair of tiles, with all rows of x
 // over a panel of k. Up to kFewRows rows of x the panel is the whole of k and w is read where it lies: traffic is n * k
-// weights, none written. Above, a panel is kPanelSteps steps, so that what is read of w stays in L1 for all rows of x:
-// where it lies, or, where it would not stay there because its rows are a multiple of 2 KiB apart or begin within a
-// line, in a copy that the first pass over it leaves. Sums wait in L2 between panels. Where x is larger than
-// kBlockBytes, all pairs of a task go through a block of k before the next. Ragged edges of n and k go through a copy,
-// so nothing outside w is read. Meanwhile the next panel is fetched into L2. Threads share out columns of y, never k.
+// weights, none written. The hardware alone fetches ahead: requests for 64 bytes of each row would only delay those of
+// the products.
+//
+// Above, a panel is kPanelSteps steps, so that what is read of w stays in L1 for all rows of x: where it lies, or,
+// where it would not stay there (rows a multiple of 2 KiB apart, or not at the start of a line), in a copy that the
+// first pass over it leaves. Meanwhile the next panel is fetched into L2. Sums wait in L2 between panels. Where x is
+// larger than kBlockBytes, all pairs of a task go through a block of k before the next. Ragged edges of n and k go
+// through a copy, so nothing outside w is read. Threads share out columns of y, never k.
 //
 // Measured on one thread of an Emerald Rapids Xeon (the unit alone: 2330 GFLOP/s; DRAM read about 19 GB/s) with all
 // else still, GFLOP/s: m = 257: 1050 to 1130 (n = k = 1408), 900 to 940 (768), 890 (2048). Of the first, packing x
@@ -156,11 +159,9 @@ class Task {
       job.waiting = &waiting_;
       job.ahead = last ? run.next : at(w, run.pair, first + steps);
       job.ahead_stride = row_bytes();
-      job.ahead_rows = ceil_div(kPair, std::max<int64_t>(x_.tiles / 2, 1));
-      job.cold = cold_;
+      job.ahead_rows = x_.tiles > kFewTiles ? ceil_div(kPair, x_.tiles / 2) : 0;
       place_w(job, w, run.pair, first);
       tiles_.multiply(job);
-      cold_ = false;
     }
   }
 
@@ -193,7 +194,6 @@ class Task {
   const TileKernels& tiles_;
   const PackedTiles& x_;
   int64_t column_, n_, pairs_;
-  bool cold_ = true;       // no weights fetched yet
   float* sums_ = nullptr;  // between panels: [pair][tile of rows][2][16][16]
   float* up_ = nullptr;    // the same of w_up
   WaitingTiles waiting_{};
