@@ -8,7 +8,8 @@
 // chains of products do not, as one product takes 16 cycles but its sums are ready after 52.
 //
 // Of what is loaded, w is used again soonest, so x and the sums are loaded with the hint that L1 need not keep them
-// (tileloaddt1): a panel of w may then fill two thirds of L1. Complete sums are turned and finished piece by piece
+// (tileloaddt1): a panel of w may then fill two thirds of L1. One tile of x alone is small, and the rows of a narrow
+// one share lines, which that hint would fetch from L2 row by row. Complete sums are turned and finished piece by piece
 // between the products of the next block, so that the unit does not wait for the vector units.
 //
 // The unit ignores MXCSR: it rounds to nearest even, and subnormal inputs and sums count as zero. NaN and infinity
@@ -170,7 +171,11 @@ inline void multiply_block(const TileJob& job, TilesOfW w, int64_t tile, const f
   }
   for (int64_t s = 0; s < job.steps; s++) {
     between_products(job, block, s);
-    _tile_stream_loadd(7, x, x_row);
+    if constexpr (Tiles == 1) {
+      _tile_loadd(7, x, x_row);
+    } else {
+      _tile_stream_loadd(7, x, x_row);
+    }
     _tile_loadd(6, w.first, w.stride);
     _tile_dpbf16ps(0, 6, 7);
     if constexpr (Tiles < 3) {
