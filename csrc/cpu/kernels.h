@@ -36,7 +36,8 @@ struct Ahead {
 struct OuterJob {
   const float* x;
   const float* w;
-  int64_t rows, steps;  // steps: ceil(k / step)
+  int64_t rows, steps;  // steps of one lane
+  int64_t last_lanes;   // lanes that have the last of them
   int64_t lane_stride;  // of w, in units
   float* waiting;       // (log2(lanes) + 1) * rows * outer_columns
   float* sums;          // raw sums, rows * outer_columns; where null, `finish` gets them
@@ -134,28 +135,43 @@ struct LinearKernels {
 };
 
 // ---- quant ----
-// Weights [n, k] as QfQuantize stores them, from some row on. group: a multiple of kQuantBlock.
+// Weights [n, k] as QfQuantize stores them, from some row on. group: a multiple of kQuantUnit.
 struct QuantRows {
   const uint8_t* q;
   const float* scales;
   int64_t k, group;
 };
 
-inline constexpr int64_t kQuantBlock = 32;  // columns that the kernels widen together
+inline constexpr int64_t kQuantUnit = 64;  // columns of x that share a scale
 
-// Products of f32 rows with quantised weights; the bits of DotKernels' f32 products with the widened weights. `panel`
-// and `outer_pack_w` go with linear.f32's ways of packing x.
+// Products of a few rows with quantised weights of one width (quant_dot.h). A packed row of x has `blocks` blocks, for
+// weights in groups of `group` columns.
 struct QuantDotKernels {
-  void (*rows)(const float* x, int64_t ldx, int64_t m, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
-  void (*panel)(const float* packed_x, int64_t tiles, const QuantRows& w, int64_t columns, float* packed_w,
-                float* waiting, float* sums, int64_t ld_sums);
-  void (*outer_pack_w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
+  void (*pack_x)(const float* x, int64_t k, int64_t group, void* out);
+  // m <= max_rows packed rows
+  void (*rows)(const void* x, int64_t m, int64_t blocks, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
+};
+
+// As in DotKernels, from packed rows of x; a step of OuterJob is a block.
+struct QuantPackKernels {
+  void (*x)(const void* x, int64_t rows, int64_t blocks, float* out, int64_t lane_stride);
+  void (*w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
+};
+
+// Products of many rows, the same bits (quant_outer.h, quant_amx.h).
+struct QuantOuterKernels {
+  int64_t from_rows;         // m from which they are faster
+  int64_t rows;              // of a tile, at most
+  int64_t x_units, w_units;  // of a step, for one row of x and for one column
+  QuantPackKernels int8, int4;
+  void (*multiply)(const OuterJob& job);
 };
 
 struct QuantKernels {
+  int64_t block_columns, block_bytes;  // of packed x
+  int64_t max_rows;
   QuantDotKernels int8, int4;
-  // y = x in the order in which int4 columns are widened (simd.h), k columns
-  void (*reorder)(const float* x, float* y, int64_t k);
+  const QuantOuterKernels* outer;
   // One group of `count` (even) columns, as QfQuantize stores it.
   void (*quantize_group)(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale);
 };

@@ -1,10 +1,11 @@
 // Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised.
 //
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
-// applies the epilogue (bias, activation, residual or gate) while they are in cache. Up to kStreamRows rows of x the
-// weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and weight
-// panels are packed into L1 on the fly: n * k weights per block of rows. From kOuterFrom rows on, outer products take
-// over (linear_outer.cpp). bf16 products on a matrix unit have ways of their own (linear_tiles.cpp).
+// applies the epilogue (bias, activation, residual or gate) while they are in cache. Below kPackedFrom rows of x
+// the weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and
+// weight panels are packed into L1 on the fly: n * k weights per block of rows. From kOuterFrom rows on, outer products
+// take over (linear_outer.cpp), for quantised weights as soon as they are faster. bf16 products on a matrix unit have
+// ways of their own (linear_tiles.cpp).
 
 #include "linear.h"
 
@@ -19,27 +20,28 @@
 namespace qformer::cpu {
 namespace {
 
-constexpr int64_t kStreamRows = 16;
+constexpr int64_t kPackedFrom = 17;
 constexpr int64_t kOuterFrom = 128;
 constexpr int64_t kMinBlockRows = 32;
 constexpr int64_t kBlockBytes = 1 << 20;  // of packed x: it stays in L2 while all of w passes by
 constexpr int64_t kTaskColumns = 48;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 
-// x with its columns in the order in which int4 weights are widened.
-Operand reordered_x(const LinearCall& call) {
-  auto* reordered =
-      static_cast<float*>(thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k) * sizeof(float)));
-  parallel_for(call.m, grain_for(0.5 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
+// x as quantised products take it; ld: blocks of a row.
+Operand quant_x(const LinearCall& call) {
+  const QuantKernels& quant = kernels().quant;
+  const int64_t blocks = ceil_div(call.k, quant.block_columns), row_bytes = blocks * quant.block_bytes;
+  auto* packed = static_cast<char*>(thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * row_bytes)));
+  parallel_for(call.m, grain_for(1.0 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      kernels().quant.reorder(call.x + i * call.ldx, reordered + i * call.k, call.k);
+      quant_kernels(call).pack_x(call.x + i * call.ldx, call.k, call.group, packed + i * row_bytes);
     }
   });
-  return {reordered, call.k};
+  return {packed, blocks};
 }
 
 Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
-  if (call.bits == 4) return reordered_x(call);
+  if (call.bits != 0) return quant_x(call);
   if (call.w_dtype != QF_BF16 || call.math != QF_MATH_BF16) return {call.x, call.ldx};
   const LinearKernels& table = kernels().linear;
   void* rounded = thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k * dot.x_size));
@@ -52,7 +54,7 @@ Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
 }
 
 void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
-  const int64_t max_rows = kernels().linear.max_rows;
+  const int64_t max_rows = call.bits != 0 ? kernels().quant.max_rows : kernels().linear.max_rows;
   const int64_t group = ceil_div(call.m, ceil_div(call.m, max_rows));
   float* sums =
       static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
@@ -60,8 +62,8 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, in
   const auto fill = [&](const void* w, float* out) {
     for (int64_t i = 0; i < call.m; i += group) {
       if (call.bits != 0) {
-        quant_kernels(call).rows(static_cast<const float*>(x.data) + i * x.ld, x.ld, std::min(group, call.m - i),
-                                 quant_rows(call, column), n, out + i * n, n);
+        quant_kernels(call).rows(offset(x.data, i * x.ld, kernels().quant.block_bytes), std::min(group, call.m - i),
+                                 x.ld, quant_rows(call, column), n, out + i * n, n);
         continue;
       }
       dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i),
@@ -120,11 +122,6 @@ void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedR
   float* up = call.w_up != nullptr ? sums + padded_rows * ld : nullptr;
   const auto fill = [&](const void* w, float* out) {
     for (int64_t j = 0; j < n; j += table.tile_n) {
-      if (call.bits != 0) {
-        quant_kernels(call).panel(x.data, x.tiles, quant_rows(call, column + j), std::min<int64_t>(table.tile_n, n - j),
-                                  panel, waiting, out + j, ld);
-        continue;
-      }
       dot.panel(x.data, x.tiles, offset(w, (column + j) * call.ldw, dot.w_size), call.ldw,
                 std::min<int64_t>(table.tile_n, n - j), call.k, panel, waiting, out + j, ld);
     }
@@ -202,9 +199,10 @@ void run_linear(const LinearCall& call) {
   if (bf16_products && call.k > 0 && kernels().linear.bf16_tiles != nullptr) return run_tiles(call);
   const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
   const Operand x = prepare_x(call, dot);
-  if (call.m <= kStreamRows || call.k == 0) {
+  const bool is_quant = call.bits != 0;
+  if (call.m < (is_quant ? kernels().quant.outer->from_rows : kPackedFrom) || call.k == 0) {
     run_streaming(call, dot, x);
-  } else if (call.m >= kOuterFrom) {
+  } else if (call.m >= kOuterFrom || is_quant) {
     run_outer(call, dot, x);
   } else {
     run_packed(call, dot, x);

@@ -9,7 +9,7 @@
 namespace qformer::cpu {
 
 // y = act(x · wᵀ + bias) + residual, or act(x · wᵀ) * (x · w_upᵀ) where w_up is given. Fields as in QfLinear; where
-// bits is not 0, w is quantised as in QfQuantLinear, in groups of a multiple of kQuantBlock columns, and there is no
+// bits is not 0, w is quantised as in QfQuantLinear, in groups of a multiple of kQuantUnit columns, and there is no
 // w_up.
 struct LinearCall {
   const float* x;
@@ -57,7 +57,7 @@ QuantRows quant_rows(const LinearCall& call, int64_t row);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline const void* offset(const void* base, int64_t elements, int32_t size) {
+inline const void* offset(const void* base, int64_t elements, int64_t size) {
   return static_cast<const char*>(base) + elements * size;
 }
 

@@ -80,8 +80,8 @@ struct DotEntries {
     outer_pack_w<Dot>(static_cast<const W*>(w), ldw, columns, k, out, lane_stride);
   }
 
-  static constexpr DotKernels kTable = {sizeof(X),    sizeof(W),    Dot::kStep,         rows, pack_x, panel,
-                                        pack_x_lanes, pack_w_lanes, outer_products<Dot>};
+  static constexpr DotKernels kTable = {
+      sizeof(X), sizeof(W), Dot::kStep, rows, pack_x, panel, pack_x_lanes, pack_w_lanes, outer_products<DotTiles<Dot>>};
 };
 
 inline constexpr LinearKernels kLinearKernels = {

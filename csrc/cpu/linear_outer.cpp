@@ -20,9 +20,14 @@ namespace {
 
 constexpr int64_t kBlockRows = 512;
 constexpr int64_t kTaskPanels = 4;
+constexpr int64_t kReadPast = 256;  // floats: kernels read whole tiles where the last one has fewer rows
 
 float* floats(Scratch slot, int64_t count) {
   return static_cast<float*>(thread_scratch(slot, static_cast<size_t>(count) * sizeof(float)));
+}
+
+const QuantPackKernels& quant_packing(const LinearCall& call) {
+  return call.bits == 8 ? kernels().quant.outer->int8 : kernels().quant.outer->int4;
 }
 
 // A block of packed rows of x.
@@ -32,16 +37,25 @@ struct Block {
 };
 
 Block pack_block(const LinearCall& call, const DotKernels& dot, Operand x, int64_t row, int64_t rows) {
-  const int64_t steps = ceil_div(call.k, dot.step), lane_stride = rows * steps;
-  float* packed = floats(Scratch::kPackedX, kernels().lanes * lane_stride);
-  const int64_t tiles = ceil_div(rows, kernels().linear.outer_rows);
+  const QuantKernels& quant = kernels().quant;
+  const bool is_quant = call.bits != 0;
+  const int64_t steps = is_quant ? x.ld : ceil_div(call.k, dot.step);
+  const int64_t units = is_quant ? steps * quant.outer->x_units : steps, lane_stride = rows * units;
+  float* packed = floats(Scratch::kPackedX, kernels().lanes * lane_stride + kReadPast);
+  const int64_t tiles = ceil_div(rows, is_quant ? quant.outer->rows : kernels().linear.outer_rows);
   const int64_t short_rows = rows / tiles, tall = rows % tiles;
   const double cost = 0.4 * static_cast<double>(short_rows * call.k);
   parallel_for(tiles, grain_for(cost), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t first = tile * short_rows + std::min(tile, tall);
-      dot.outer_pack_x(offset(x.data, (row + first) * x.ld, dot.x_size), x.ld, short_rows + (tile < tall), call.k,
-                       packed + first * steps, lane_stride);
+      const int64_t first = tile * short_rows + std::min(tile, tall), count = short_rows + (tile < tall);
+      float* out = packed + first * units;
+      if (is_quant) {
+        const void* from = offset(x.data, (row + first) * x.ld, quant.block_bytes);
+        quant_packing(call).x(from, count, steps, out, lane_stride);
+      } else {
+        const void* from = offset(x.data, (row + first) * x.ld, dot.x_size);
+        dot.outer_pack_x(from, x.ld, count, call.k, out, lane_stride);
+      }
     }
   });
   return {packed, row, rows, steps};
@@ -51,14 +65,15 @@ Block pack_block(const LinearCall& call, const DotKernels& dot, Operand x, int64
 void multiply_panel(const LinearCall& call, const DotKernels& dot, const Block& x, const void* w, int64_t column,
                     float* sums, const Finish& finish) {
   const int64_t width = kernels().linear.outer_columns;
-  // An odd number of steps apart: lanes a power of two apart would push each other out of the cache while written.
-  const int64_t lane_stride = (x.steps | 1) * width;
+  // An odd number of rows apart: lanes a power of two apart would push each other out of the cache while written.
+  const int64_t units = call.bits != 0 ? x.steps * kernels().quant.outer->w_units : x.steps;
+  const int64_t lane_stride = (units | 1) * width;
   float* packed = floats(Scratch::kPackedW, kernels().lanes * lane_stride);
   float* waiting = floats(Scratch::kAccumulators, kernels().lanes * x.rows * width);
   Ahead ahead{};
   ahead.rows = std::min(width, call.n - column - width);
   if (call.bits != 0) {
-    quant_kernels(call).outer_pack_w(quant_rows(call, column), finish.n, packed, lane_stride);
+    quant_packing(call).w(quant_rows(call, column), finish.n, packed, lane_stride);
     ahead.bytes = ahead.stride = call.k * call.bits / 8;
   } else {
     dot.outer_pack_w(offset(w, column * call.ldw, dot.w_size), call.ldw, finish.n, call.k, packed, lane_stride);
@@ -66,7 +81,10 @@ void multiply_panel(const LinearCall& call, const DotKernels& dot, const Block& 
     ahead.stride = call.ldw * dot.w_size;
   }
   if (ahead.rows > 0) ahead.from = static_cast<const char*>(w) + (column + width) * ahead.stride;
-  dot.outer({x.data, packed, x.rows, x.steps, lane_stride, waiting, sums, finish, ahead});
+  const int64_t lanes = kernels().lanes;
+  const int64_t last_lanes = call.bits != 0 ? (call.k / kQuantUnit - 1) % lanes + 1 : lanes;
+  const auto multiply = call.bits != 0 ? kernels().quant.outer->multiply : dot.outer;
+  multiply({x.data, packed, x.rows, x.steps, last_lanes, lane_stride, waiting, sums, finish, ahead});
 }
 
 void finish_panel(const LinearCall& call, const DotKernels& dot, const Block& x, int64_t column) {

@@ -103,32 +103,18 @@ struct TileSums {
   int merges;  // levels that are added to the sums before they are stored
 };
 
-template <class Dot, int M>
-void outer_tile(const float* x, const float* w, int64_t steps, const TileSums& sums) {
-  Vf sum[M][2];
+template <int M>
+inline __attribute__((always_inline)) void load_sums(const TileSums& sums, Vf (&sum)[M][2]) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     sum[m][0] = sums.fresh ? zero() : load(sums.at + m * kOuterColumns);
     sum[m][1] = sums.fresh ? zero() : load(sums.at + m * kOuterColumns + kLanes);
   }
-  for (int64_t s = 0; s < steps; s++) {
-    __builtin_prefetch(x + kOuterAheadSteps * M, 0, 3);
-    const Vf left = load(w), right = load(w + kLanes);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      if (m % 2 == 0) {
-        const Vf value = in_register(broadcast(x[m]));
-        sum[m][0] = Dot::mac(sum[m][0], value, left);
-        sum[m][1] = Dot::mac(sum[m][1], value, right);
-      } else {
-        // Two loads, but fewer instructions. Half of each keeps below the limits on both.
-        sum[m][0] = Dot::mac_at(sum[m][0], x + m, left);
-        sum[m][1] = Dot::mac_at(sum[m][1], x + m, right);
-      }
-    }
-    x += M;
-    w += kOuterColumns;
-  }
+}
+
+// Merges what waits, and stores.
+template <int M>
+inline __attribute__((always_inline)) void store_sums(const TileSums& sums, Vf (&sum)[M][2]) {
   for (int level = 0; level < sums.merges; level++) {
     const float* waiting = sums.waiting + level * sums.level_stride;
 #pragma GCC unroll 16
@@ -144,19 +130,56 @@ void outer_tile(const float* x, const float* w, int64_t steps, const TileSums& s
   }
 }
 
-// outer_tile by its number of rows, from 1 on.
-using OuterTile = void (*)(const float* x, const float* w, int64_t steps, const TileSums& sums);
-struct OuterTiles {
-  OuterTile of_rows[kOuterRows];
+template <class Dot, int M>
+struct OuterTile {
+  static void run(const float* x, const float* w, int64_t steps, const TileSums& sums) {
+    Vf sum[M][2];
+    load_sums<M>(sums, sum);
+    for (int64_t s = 0; s < steps; s++) {
+      __builtin_prefetch(x + kOuterAheadSteps * M, 0, 3);
+      const Vf left = load(w), right = load(w + kLanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        if (m % 2 == 0) {
+          const Vf value = in_register(broadcast(x[m]));
+          sum[m][0] = Dot::mac(sum[m][0], value, left);
+          sum[m][1] = Dot::mac(sum[m][1], value, right);
+        } else {
+          // Two loads, but fewer instructions. Half of each keeps below the limits on both.
+          sum[m][0] = Dot::mac_at(sum[m][0], x + m, left);
+          sum[m][1] = Dot::mac_at(sum[m][1], x + m, right);
+        }
+      }
+      x += M;
+      w += kOuterColumns;
+    }
+    store_sums<M>(sums, sum);
+  }
 };
 
-template <class Dot, int M = kOuterRows>
-constexpr OuterTiles outer_tiles(OuterTiles tiles = {}) {
+// A kind of products: the rows of its widest tile, the units of a step for one row of x and of w, and its tiles.
+template <class Dot>
+struct DotTiles {
+  static constexpr int kRows = kOuterRows;
+  static constexpr int64_t kXUnits = 1, kWUnits = 1;
+  template <int M>
+  using Tile = OuterTile<Dot, M>;
+};
+
+// The tiles of a kind by their number of rows, from 1 on.
+using RunTile = void (*)(const float* x, const float* w, int64_t steps, const TileSums& sums);
+template <class Kind>
+struct TileTable {
+  RunTile of_rows[Kind::kRows];
+};
+
+template <class Kind, int M = Kind::kRows>
+constexpr TileTable<Kind> tile_table(TileTable<Kind> table = {}) {
   if constexpr (M == 0) {
-    return tiles;
+    return table;
   } else {
-    tiles.of_rows[M - 1] = outer_tile<Dot, M>;
-    return outer_tiles<Dot, M - 1>(tiles);
+    table.of_rows[M - 1] = Kind::template Tile<M>::run;
+    return tile_table<Kind, M - 1>(table);
   }
 }
 
@@ -192,12 +215,13 @@ inline void fetch_to_write(const Finish& tile) {
   }
 }
 
-template <class Dot>
+template <class Kind>
 void outer_products(const OuterJob& job) {
-  static constexpr OuterTiles kTiles = outer_tiles<Dot>();
-  const int64_t tiles = (job.rows + kOuterRows - 1) / kOuterRows;
+  static constexpr TileTable<Kind> kTiles = tile_table<Kind>();
+  constexpr int64_t kLargestChunk = kChunkSteps / Kind::kWUnits;
+  const int64_t tiles = (job.rows + Kind::kRows - 1) / Kind::kRows;
   const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
-  const int64_t chunks = (job.steps + kChunkSteps - 1) / kChunkSteps;
+  const int64_t chunks = (job.steps + kLargestChunk - 1) / kLargestChunk;
   const int64_t chunk = (job.steps + chunks - 1) / chunks;
   const int64_t level_stride = job.rows * kOuterColumns;
   Fetcher fetcher{job.ahead};
@@ -206,10 +230,12 @@ void outer_products(const OuterJob& job) {
     // The carries of a counter that goes from `place` to the next; after the last place they reach the top.
     const int merges = __builtin_ctz(~static_cast<unsigned>(place));
     float* level = merges == kLevels && job.sums != nullptr ? job.sums : job.waiting + merges * level_stride;
-    for (int64_t first = 0; first < job.steps; first += chunk) {
-      const int64_t steps = smaller(chunk, job.steps - first);
-      const bool last = first + steps == job.steps;
-      const float* w = job.w + place * job.lane_stride + first * kOuterColumns;
+    const int64_t place_steps = job.steps - (lane_at(place) < job.last_lanes ? 0 : 1);
+    int64_t first = 0;
+    do {
+      const int64_t steps = smaller(chunk, place_steps - first);
+      const bool last = first + steps == place_steps;
+      const float* w = job.w + place * job.lane_stride + first * Kind::kWUnits * kOuterColumns;
       for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
         const int64_t rows = short_rows + (tile < tall);
         float* at = level + row * kOuterColumns;
@@ -221,12 +247,14 @@ void outer_products(const OuterJob& job) {
           fetch_to_write(finish);
         }
         fetcher.fetch(lines);
-        kTiles.of_rows[rows - 1](job.x + (place * job.rows + row) * job.steps + first * rows, w, steps,
+        kTiles.of_rows[rows - 1](job.x + ((place * job.rows + row) * job.steps + first * rows) * Kind::kXUnits, w,
+                                 steps,
                                  {at, first == 0, job.waiting + row * kOuterColumns, level_stride, last ? merges : 0});
         if (finished) finish_rows(finish);
         row += rows;
       }
-    }
+      first += chunk;
+    } while (first < place_steps);
   }
 }
 

@@ -1,9 +1,9 @@
 // Group-quantised weights: quantize writes them, quant_linear reads them.
 //
-// quant_linear widens weights in registers (quant_kernels.h) where their groups are whole blocks of columns. Groups of
-// another size are rare (of a model whose widths are no multiples of 32) and have no kernel: a block of weight rows is
-// widened to f32 and the f32 products run on it, so that this equals linear on the widened weights bit for bit. Traffic
-// per block: the quantised rows once, the f32 rows written and read once in cache.
+// quant_linear multiplies integers (quant_dot.h) where groups are whole units of columns. Groups of another size are
+// rare (of a model whose widths are no multiples of 64) and have no kernel: a block of weight rows is widened to f32
+// and the f32 products run on it, so that this equals linear on the widened weights bit for bit. Traffic per block: the
+// quantised rows once, the f32 rows written and read once in cache.
 
 #include <algorithm>
 
@@ -90,7 +90,7 @@ QfStatus quantize(int32_t, const QfQuantize* args) {
 QfStatus quant_linear(int32_t, const QfQuantLinear* args) {
   const auto& a = *args;
   const FloatRows x = normed_rows(a.x, a.norm_weight, a.m, a.k, a.ldx, a.norm_eps);
-  if (a.group % kQuantBlock == 0) {
+  if (a.group % kQuantUnit == 0) {
     run_linear({.x = x.data,
                 .w = a.q,
                 .bias = a.bias,

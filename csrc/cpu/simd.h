@@ -14,10 +14,7 @@
 //   pow2(v): 2^v for whole v in
 //   [-126, 127] less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b reduce_add(v): fixed tree, lanes i and i +
 //   L/2 first; reduce_add_lanes(v): kLanes of them at once; reduce_max(v) (NaN unspecified)
-// Of quantised weights (QfQuantize): load_i8(p): kLanes bytes as signed integers; store_i8(p, v): whole numbers of
-//   [-128, 127] as bytes; int4_scale(f) → Int4Scale, and load_int4(p, step, scale): step `step` of a block of 32
-//   columns (16 bytes), as level * scale. The columns come in an order that takes one shift a step: in a block, place i
-//   holds column 8 * (i % 4) + i / 4, which is nibble i / 4 of the block's 32-bit word i % 4.
+// store_i8(p, v): whole numbers of [-128, 127] as bytes. simd_int16.h has the integers.
 // simd_math.h adds exp, log, erf, tanh and the activations.
 #pragma once
 

@@ -83,24 +83,10 @@ inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_f1
 inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_bf16(a), n); }
 
 // Quantised weights, see simd.h.
-inline Vf load_i8(const uint8_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
-}
 inline void store_i8(uint8_t* p, Vf a) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-}
-struct Int4Scale {
-  __m256 scale;
-};
-inline Int4Scale int4_scale(float scale) { return {_mm256_set1_ps(scale)}; }
-inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
-  const __m256i block = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-  const __m256i nibbles = _mm256_and_si256(
-      _mm256_srlv_epi32(block, _mm256_add_epi32(shifts, _mm256_set1_epi32(8 * step))), _mm256_set1_epi32(15));
-  return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8))), scale.scale)};
 }
 
 inline float reduce_add(Vf a) {

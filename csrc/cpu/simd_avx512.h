@@ -80,25 +80,8 @@ inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) {
 }
 
 // Quantised weights, see simd.h.
-inline Vf load_i8(const uint8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
-}
 inline void store_i8(uint8_t* p, Vf a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
-}
-// The sixteen levels times the scale: a lookup takes the low 4 bits of each lane's index and ignores the rest.
-struct Int4Scale {
-  __m512 values;
-};
-inline Int4Scale int4_scale(float scale) {
-  const __m512 levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  return {_mm512_mul_ps(levels, _mm512_set1_ps(scale))};
-}
-inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
-  const __m512i block = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m512i shifts = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
-  const __m512i nibbles = _mm512_srlv_epi32(block, _mm512_add_epi32(shifts, _mm512_set1_epi32(16 * step)));
-  return {_mm512_permutexvar_ps(nibbles, scale.values)};
 }
 
 inline __m128 fold_to_4(__m512 v) {

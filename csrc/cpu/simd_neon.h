@@ -85,26 +85,11 @@ inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_f1
 inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_bf16(a), n); }
 
 // Quantised weights, see simd.h.
-inline Vf load_i8(const uint8_t* p) {
-  int8_t buffer[8] = {};
-  memcpy(buffer, p, 4);
-  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(buffer)))))};
-}
 inline void store_i8(uint8_t* p, Vf a) {
   const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(a.v));
   int8_t buffer[8];
   vst1_s8(buffer, vmovn_s16(vcombine_s16(words, words)));
   memcpy(p, buffer, 4);
-}
-struct Int4Scale {
-  float32x4_t scale;
-};
-inline Int4Scale int4_scale(float scale) { return {vdupq_n_f32(scale)}; }
-inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
-  const uint32x4_t block = vreinterpretq_u32_u8(vld1q_u8(p));
-  const uint32x4_t nibbles = vandq_u32(vshlq_u32(block, vdupq_n_s32(-4 * step)), vdupq_n_u32(15));
-  const int32x4_t levels = vsubq_s32(vreinterpretq_s32_u32(nibbles), vdupq_n_s32(8));
-  return {vmulq_f32(vcvtq_f32_s32(levels), scale.scale)};
 }
 
 inline float reduce_add(Vf a) {

@@ -83,24 +83,8 @@ inline void store_f16(uint16_t* p, Vf a) { store_f16_partial(p, a, kLanes); }
 inline void store_bf16(uint16_t* p, Vf a) { store_bf16_partial(p, a, kLanes); }
 
 // Quantised weights, see simd.h.
-inline Vf load_i8(const uint8_t* p) {
-  Vf a;
-  for (int i = 0; i < kLanes; i++) a.v[i] = static_cast<int8_t>(p[i]);
-  return a;
-}
 inline void store_i8(uint8_t* p, Vf a) {
   for (int i = 0; i < kLanes; i++) p[i] = static_cast<uint8_t>(static_cast<int8_t>(a.v[i]));
-}
-struct Int4Scale {
-  float scale;
-};
-inline Int4Scale int4_scale(float scale) { return {scale}; }
-inline Vf load_int4(const uint8_t* p, int step, Int4Scale scale) {
-  Vf a;
-  for (int i = 0; i < kLanes; i++) {
-    a.v[i] = static_cast<float>((p[4 * i + step / 2] >> (step % 2 * 4) & 15) - 8) * scale.scale;
-  }
-  return a;
 }
 
 inline float reduce_add(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }

@@ -148,7 +148,7 @@ function inMemory(
   const elements = shape.reduce((product, length) => product * length, 1);
   if (isVector(name, shape)) return { elements, bytes: ELEMENT.f32, isMapped: false };
   if (quantize !== undefined && isQuantized(name)) {
-    const bits = quantize === 'int8' || name.startsWith('vision_model.') ? 8 : 4;
+    const bits = quantize === 'int8' || /^vision_model\.|lm_head\./.test(name) ? 8 : 4;
     return { elements, bytes: bits / 8 + ELEMENT.f32 / QUANTIZED_GROUP, isMapped: false };
   }
   if (activations !== 'f32') return { elements, bytes: ELEMENT[activations], isMapped: false };
@@ -161,7 +161,8 @@ function inMemory(
 const isVector = (name: string, shape: readonly number[]): boolean =>
   shape.length < 2 || /(?:^query_tokens|vision_model\.embeddings\.(?:class|position)_embedding)$/.test(name);
 
-/** Matrices inside the layers of the vision tower and of the language model. */
-const isQuantized = (name: string): boolean => /^(?!qformer\.).*\.(?:layers|block)\.\d+\./.test(name);
+/** Matrices inside the layers of the vision tower and of the language model, and its head. */
+const isQuantized = (name: string): boolean =>
+  /^(?!qformer\.).*(?:\.(?:layers|block)\.\d+|(?:^|\.)lm_head)\./.test(name);
 
 const isStacked = (name: string): boolean => /crossattention\.attention\.(?:key|value)\.weight$/.test(name);

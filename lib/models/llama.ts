@@ -3,7 +3,7 @@
 // The rotary pairs are (j, j + head_dim/2), the order of converted checkpoints.
 
 import type { LlamaConfig } from '../io/config.js';
-import { Embedding, outputHead } from '../nn/embedding.js';
+import { Embedding, headLogits, outputHead } from '../nn/embedding.js';
 import { Linear } from '../nn/linear.js';
 import { RmsNorm } from '../nn/norm.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
@@ -75,7 +75,7 @@ export class Llama implements LanguageModel {
   }
 
   logits(hidden: Tensor): Tensor {
-    return ops.linear(hidden, this.lmHead.tensor, { math: this.#math, dtype: 'f32' });
+    return headLogits(this.lmHead, hidden, this.#math);
   }
 }
 

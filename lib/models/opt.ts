@@ -3,7 +3,7 @@
 // them for padding), so the token at position p reads row p + 2.
 
 import type { OptConfig } from '../io/config.js';
-import { Embedding, outputHead } from '../nn/embedding.js';
+import { Embedding, headLogits, outputHead } from '../nn/embedding.js';
 import { Linear } from '../nn/linear.js';
 import { LayerNorm } from '../nn/norm.js';
 import type { Parameter, ParameterSource } from '../nn/parameter.js';
@@ -84,7 +84,7 @@ export class Opt implements LanguageModel {
   }
 
   logits(hidden: Tensor): Tensor {
-    return ops.linear(hidden, this.lmHead.tensor, { math: this.#math, dtype: 'f32' });
+    return headLogits(this.lmHead, hidden, this.#math);
   }
 }
 

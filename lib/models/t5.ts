@@ -5,7 +5,7 @@
 // What cross-attention reads lies in the same paged cache as the decoder's own keys and values, in blocks of its own.
 
 import type { T5Config } from '../io/config.js';
-import { Embedding, outputHead } from '../nn/embedding.js';
+import { Embedding, headLogits, outputHead } from '../nn/embedding.js';
 import { Linear } from '../nn/linear.js';
 import { RmsNorm } from '../nn/norm.js';
 import type { Activations, Parameter, ParameterSource } from '../nn/parameter.js';
@@ -94,7 +94,7 @@ export class T5 implements LanguageModel {
   logits(hidden: Tensor): Tensor {
     return scope(() => {
       const scaled = this.config.tieWordEmbeddings ? ops.affine(hidden, this.hiddenSize ** -0.5) : hidden;
-      return ops.linear(inDtype(scaled, this.#activations), this.lmHead.tensor, { math: this.#math, dtype: 'f32' });
+      return headLogits(this.lmHead, inDtype(scaled, this.#activations), this.#math);
     });
   }
 }

@@ -27,7 +27,14 @@ export class Embedding {
 
 /** The matrix [rows, dim] of a language model's logits. A tied head is the table itself; a copy of it in the file is read by nobody. */
 export function outputHead(source: ParameterSource, name: string, table: Embedding, tied: boolean): Parameter {
-  if (!tied) return source.matrix(name, table.weight.shape);
+  if (!tied) return source.matrix(name, table.weight.shape, { quantizable: true });
   source.ignore(name);
   return table.weight;
+}
+
+/** hidden: [m, dim] → logits [m, rows] f32 */
+export function headLogits(head: Parameter, hidden: Tensor, math: ops.Math): Tensor {
+  const { quantized } = head;
+  if (quantized !== undefined) return ops.quantLinear(hidden, quantized, { dtype: 'f32' });
+  return ops.linear(hidden, head.tensor, { math, dtype: 'f32' });
 }

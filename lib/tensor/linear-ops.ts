@@ -89,7 +89,7 @@ export interface QuantizedWeight {
 
 /**
  * Symmetric group quantisation of a weight: scale = max|w| / 127 (7 for 4 bits) over a group, q = w / scale rounded to nearest
- * even. w: [n, k] f32|f16|bf16; group (64): even, divides k
+ * even. w: [n, k] f32|f16|bf16; group (64): even, divides k; the CPU is fast with multiples of 64
  */
 export function quantize(w: Tensor, options: { bits: 4 | 8; group?: number }): QuantizedWeight {
   const [q, scales] = native.quantize(handleOf('quantize: w', w), options.bits, options.group ?? 64);

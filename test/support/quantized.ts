@@ -1,9 +1,9 @@
-// What quantised weights stand for, read from their codes without the kernels, and the order in which the CPU adds up int4 products.
+// What quantised weights stand for, read from their codes without the kernels, and how the CPU rounds what they are multiplied with.
 
 import { type ops, Tensor } from '../../lib/tensor/index.js';
 
-/** Columns that the CPU reorders together. */
-const BLOCK = 32;
+/** Columns of x that share a scale on the CPU. */
+const UNIT = 64;
 
 /** Bits of a code and columns of a group, of a weight with `k` columns. */
 export function formOf({ q, scales }: ops.QuantizedWeight, k: number): { bits: number; group: number } {
@@ -20,19 +20,24 @@ export function widened(weight: ops.QuantizedWeight, k: number): Float32Array {
   });
 }
 
-/** Whether the CPU adds up the columns of this weight in the order of `reordered`. */
-export function isReordered(weight: ops.QuantizedWeight, k: number): boolean {
-  const { bits, group } = formOf(weight, k);
-  return bits === 4 && group % BLOCK === 0;
+/** Whether the CPU rounds what it multiplies with this weight (`inUnits`). */
+export function isRounded(weight: ops.QuantizedWeight, k: number): boolean {
+  return formOf(weight, k).group % UNIT === 0;
 }
 
-/** Blocks of 32 columns, place i of each holding column 8 · (i mod 4) + ⌊i / 4⌋. */
-export function reordered(values: Float32Array): Float32Array {
-  return values.map((_, at) => {
-    const i = at % BLOCK;
-    return values[at - i + 8 * (i % 4) + Math.floor(i / 4)]!;
-  });
+/** x: [..., k] f32 on the CPU → each unit of columns as multiples of its largest magnitude / 32767 */
+export function inUnits(x: Tensor): Tensor {
+  const values = x.toFloat32();
+  for (let at = 0; at < values.length; at += UNIT) {
+    const unit = values.subarray(at, at + UNIT);
+    const largest = unit.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    const [scale, perLevel] = [Math.fround(largest / 32767), Math.fround(32767 / largest)];
+    if (largest > 0) unit.forEach((value, i) => (unit[i] = scale * roundEven(Math.fround(value * perLevel))));
+  }
+  return Tensor.fromArray(values, x.shape);
 }
 
-/** x: [..., k] f32 on the CPU → the same with its columns reordered */
-export const withReorderedColumns = (x: Tensor): Tensor => Tensor.fromArray(reordered(x.toFloat32()), x.shape);
+function roundEven(value: number): number {
+  const below = Math.floor(value);
+  return value - below === 0.5 ? below + (below & 1) : Math.round(value);
+}

@@ -1,13 +1,17 @@
-// The tile kernels for x86-64 with AMX (AMX-TILE, AMX-BF16). The other kernels of this level are those of avx512bf16.
+// The tile kernels for x86-64 with AMX (AMX-TILE, AMX-BF16, AMX-INT8). The other kernels of this level are those of
+// avx512bf16.
 #if defined(__x86_64__)
 
 #define QF_ISA amx
 #define QF_ISA_AVX512 1
 #include "../linear_amx.h"
+#include "../quant_amx.h"
 
 namespace qformer::cpu {
 extern const TileKernels tile_kernels_amx;
+extern const QuantOuterKernels quant_kernels_amx;
 const TileKernels tile_kernels_amx = amx::kTileKernels;
+const QuantOuterKernels quant_kernels_amx = amx::kQuantAmxKernels;
 }  // namespace qformer::cpu
 
 #endif
