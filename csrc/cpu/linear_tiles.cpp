@@ -11,10 +11,11 @@
 // larger than kBlockBytes, all pairs of a task go through a block of k before the next. Ragged edges of n and k go
 // through a copy, so nothing outside w is read. Threads share out columns of y, never k.
 //
-// Measured on one thread of an Emerald Rapids Xeon (the unit alone: 2330 GFLOP/s; DRAM read about 19 GB/s) with all
-// else still, GFLOP/s: m = 257: 1050 to 1130 (n = k = 1408), 900 to 940 (768), 890 (2048). Of the first, packing x
-// takes 11 %, what the epilogue cannot hide 10 %; the products alone reach 1310. m = 32: 710 where the weights lie in
-// L2; m = 8 to 32 from DRAM: weights at 15 to 18 GB/s.
+// Measured on one thread of an Emerald Rapids Xeon (the unit alone: 2330 GFLOP/s; DRAM read about 19 GB/s) while the
+// other thread of its core was mostly still, GFLOP/s: m = 257: 1050 to 1130 (n = k = 1408), 910 to 940 (768), 910
+// (k = 2048), 670 (6144); m = 1028: 940 to 1020 (k = 1408), 940 (768). Of the first, packing x takes 11 % and writing
+// y, which its lines' way from L3 and back limits, 15 %; without either the products reach 1310. m = 32: 905 where the
+// weights lie in L2 (768), 560 from memory; m = 8: 335, and weights at 17 GB/s.
 
 #include <algorithm>
 
@@ -33,8 +34,8 @@ constexpr int64_t kPairFloats = 512;  // two tiles of sums
 constexpr int64_t kFewTiles = 4;
 constexpr int64_t kFewRows = 16 * kFewTiles;    // w is read at most twice, the second time from L2
 constexpr int64_t kPanelSteps = 16;             // 32 KiB of w: two thirds of L1
-constexpr int64_t kBlockBytes = 3 * (1 << 19);  // of x, of an L2 of 2 MiB
-constexpr int64_t kBlockRows = 544;
+constexpr int64_t kBlockBytes = 5 * (1 << 18);  // of x, of an L2 of 2 MiB
+constexpr int64_t kBlockRows = 272;
 constexpr int64_t kTaskPairs = 8;
 
 // The tile registers of this thread, for as long as it lives.

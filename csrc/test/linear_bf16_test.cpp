@@ -84,13 +84,13 @@ TEST("bf16 products have the same bits at any m past blocks of rows and columns,
 TEST("bf16 products have the same bits wherever the weights lie, at any m, past blocks of k") {
   on_every_level([] {
     for (int64_t k : {1056, 2048, 3104}) {
-      const int64_t m = 273, n = 96;
+      const int64_t m = 257, n = 96;
       Problem odd({.m = m, .n = n, .k = k, .dtype = QF_BF16, .activation = QF_ACT_RELU, .math = QF_MATH_BF16});
       odd.run();
       const size_t bytes = static_cast<size_t>(n * k) * 2;
       void* w = std::aligned_alloc(64, bytes);
       std::memcpy(w, odd.w.data(), bytes);
-      for (int64_t rows : {1, 40, 48, 80, 273}) {
+      for (int64_t rows : {1, 40, 48, 80, 257}) {
         std::vector<float> y(static_cast<size_t>(rows * n));
         QfLinear args{};
         args.x = odd.x.data();
