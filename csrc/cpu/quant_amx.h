@@ -5,8 +5,8 @@
 // bits, the matrix unit multiplies 8: high and low bytes make two products, whose sums meet again in vectors, are
 // scaled and added to f32, which takes a third of the time.
 //
-// Measured on one core of an Emerald Rapids Xeon, k = 2048, beside the products of quant_outer.h in alternating runs:
-// m = 128 2.1 times (int4) and 2.7 times (int8) as fast, m = 257 1.8 and 2.0 times, m = 16 1.9 and 1.3 times.
+// Measured on one thread of an Emerald Rapids Xeon, n = k = 2048, against quant_outer.h in alternating runs (medians of
+// three), int4 and int8: m = 16 1.9 and 1.6 times as fast, m = 128 2.5 and 2.2 times, m = 257 2.1 and 2.0 times.
 //   a step of x, M rows: [M][64] high bytes, [M][64] low bytes, M scales      of w: [16][kOuterColumns][4], the scales
 #pragma once
 

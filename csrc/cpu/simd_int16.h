@@ -1,14 +1,15 @@
 // Integers for products of quantised weights: Vi, a vector as wide as Vf of kLanes 32-bit or 2 * kLanes 16-bit ones.
 //
-//   load_bits(p), store_bits(p, v); a + b of 32-bit lanes; as_float(v): the same bits; to_float(v): the same numbers
+//   load_bits(p), broadcast_bits(p): the 32 bits at p in every lane, zero_bits(); a + b of 32-bit lanes
+//   as_float(v): the same bits; to_float(v): the same numbers
 //   mac_i16(sum, a, b): lane i of sum plus the products of the 16-bit pairs of lane i
 //   spread(v, index): lane i is lane index[i] of the Vf v
 //   store_i16(p, v): kLanes whole numbers of the Vf v as 16 bits, saturated
 //   plane<bits>(v, i): from each 16-bit word of packed weights its i-th weight; of 4 bits as stored, 0 to 15
 //   less_8(v): 16-bit numbers minus 8
-//   fold_16(a, b), fold_8(a, b): groups of 16 or 8 lanes added to groups of half as many, those of a first; where a
-//   vector is no longer than half a group: a + b totals_of_4(a, b, c, d): lane i is the sum of the i-th group of 4
-//   lanes, those of a first
+//   fold_16(a, b), fold_8(a, b): groups of 16 or 8 lanes added to groups of half as many, those of a first; a + b where
+//   no vector holds a whole group
+//   totals_of_4(a, b, c, d): lane i is the sum of the i-th group of 4 lanes, those of a first
 #pragma once
 
 #include "simd.h"
@@ -21,7 +22,6 @@ struct Vi {
   __m512i v;
 };
 inline Vi load_bits(const void* p) { return {_mm512_loadu_si512(p)}; }
-inline void store_bits(void* p, Vi a) { _mm512_storeu_si512(p, a.v); }
 inline Vi zero_bits() { return {_mm512_setzero_si512()}; }
 inline Vi broadcast_bits(const void* p) {
   int32_t bits;
@@ -71,7 +71,6 @@ struct Vi {
   __m256i v;
 };
 inline Vi load_bits(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
-inline void store_bits(void* p, Vi a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
 inline Vi zero_bits() { return {_mm256_setzero_si256()}; }
 inline Vi broadcast_bits(const void* p) {
   int32_t bits;
@@ -110,7 +109,6 @@ struct Vi {
   int32x4_t v;
 };
 inline Vi load_bits(const void* p) { return {vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)))}; }
-inline void store_bits(void* p, Vi a) { vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_s32(a.v)); }
 inline Vi zero_bits() { return {vdupq_n_s32(0)}; }
 inline Vi broadcast_bits(const void* p) {
   int32_t bits;
@@ -158,7 +156,6 @@ inline Vi load_bits(const void* p) {
   memcpy(&a.v, p, sizeof(a.v));
   return a;
 }
-inline void store_bits(void* p, Vi a) { memcpy(p, &a.v, sizeof(a.v)); }
 inline Vi zero_bits() { return {IntLanes{0, 0, 0, 0}}; }
 inline Vi broadcast_bits(const void* p) {
   int32_t bits;
