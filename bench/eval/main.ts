@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { packageRoot } from '../../lib/package-root.js';
 import { describeMachine } from '../machine.js';
+import { qformerCommand } from '../processes.js';
 
 const EVALUATION = join(packageRoot(), 'test', 'fixtures', 'emoji-eval');
 const MAX_NEW_TOKENS = '48';
@@ -31,7 +32,7 @@ try {
   const run = (name: string, items: readonly object[], ...flags: string[]): object => {
     const file = join(dir, `${name}.jsonl`);
     writeFileSync(file, items.map((item) => `${JSON.stringify(item)}\n`).join(''));
-    const cli = join(packageRoot(), 'dist', 'cli.js');
+    const cli = qformerCommand();
     const began = performance.now();
     const args = [cli, 'eval', file, '--json', '--max-new-tokens', MAX_NEW_TOKENS, ...flags];
     const report = JSON.parse(execFileSync(process.execPath, args, { encoding: 'utf8' })) as object;

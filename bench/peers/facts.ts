@@ -2,11 +2,13 @@
 
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { packageRoot } from '../../lib/package-root.js';
 import { summarise } from '../measure.js';
+import { EMPTY_PROGRAM, qformerCommand, timeProcesses } from '../processes.js';
 import { round } from '../report-rows.js';
 import { accuracyFacts } from './accuracy.js';
 import { middle } from './comparison.js';
@@ -58,60 +60,63 @@ export async function measureFacts(group: FactGroup, peers: readonly PeerState[]
 function startFacts(missing: ReadonlyMap<Peer, string | undefined>, smoke: boolean): Fact[] {
   const runs = smoke ? 3 : STARTS;
   const dist = (file: string) => join(packageRoot(), 'dist', file);
-  const imported = (file: string, then: string) =>
-    startOf(runs, `const api = await import(${JSON.stringify(pathToFileURL(file).href)}); ${then}`);
   const peer = (name: Peer, then: string): Fact[] => {
     if (missing.get(name) !== undefined) return [];
-    const script = `
-      const { createRequire } = await import('node:module');
-      const { pathToFileURL } = await import('node:url');
-      const path = createRequire(${JSON.stringify(join(NODE_PEERS, 'package.json'))}).resolve('${name}');
-      const api = await import(pathToFileURL(path).href); ${then}`;
-    return [{ group: 'start', name: `import ${name}, library ready`, ...startOf(runs, script) }];
+    const file = createRequire(join(NODE_PEERS, 'package.json')).resolve(name);
+    return [{ group: 'start', name: `import ${name}, library ready`, ...importTime(runs, file, then) }];
   };
-  const version = wholeProcess(runs, [dist('cli.js'), '--version']);
+  const tensor = importTime(runs, dist('tensor.js'), 'api.devices();');
   return [
-    bounded(
-      { group: 'start', name: 'import qformer/tensor, addon ready', ...imported(dist('tensor.js'), 'api.devices();') },
-      '≤',
-      20,
-    ),
-    { group: 'start', name: 'import qformer', ...imported(dist('index.js'), '') },
+    bounded({ group: 'start', name: 'import qformer/tensor, addon ready', ...tensor }, '≤', 20),
+    { group: 'start', name: 'import qformer', ...importTime(runs, dist('index.js'), '') },
     ...peer('onnxruntime-node', ''),
     ...peer('node-llama-cpp', `await api.getLlama({ gpu: false, build: 'never', logLevel: 'error' });`),
-    bounded({ group: 'start', name: 'qformer --version, whole process', ...version }, '≤', 120),
-    { group: 'start', name: 'node with an empty program, whole process', ...wholeProcess(runs, ['-e', '0']) },
+    ...commandFacts(runs),
   ];
 }
 
 type Measured = Pick<Fact, 'value' | 'unit' | 'note'>;
 
 // A file and not `node -e`: node-llama-cpp starts a process of its own with the flags of this one.
-function startOf(runs: number, script: string): Measured {
+function importTime(runs: number, library: string, then: string): Measured {
   const file = join(PEERS_FOLDER, 'start.mjs');
   writeFileSync(
     file,
-    `const begin = performance.now(); ${script}
+    `const begin = performance.now();
+    const api = await import(${JSON.stringify(pathToFileURL(library).href)}); ${then}
     process.stdout.write(String(performance.now() - begin)); process.exit();`,
   );
-  return milliseconds(runs, () => {
+  const once = () => {
     const { stdout, stderr, status } = spawnSync(process.execPath, [file], { encoding: 'utf8' });
     if (status !== 0) throw new Error(/^\w*Error.*/m.exec(stderr)?.[0] ?? `exit status ${status}`);
     return Number(stdout);
-  });
+  };
+  // The first run fills the page cache.
+  return milliseconds(Array.from({ length: runs + 1 }, once).slice(1));
 }
 
-function wholeProcess(runs: number, args: string[]): Measured {
-  return milliseconds(runs, () => {
-    const begin = performance.now();
-    spawnSync(process.execPath, args);
-    return performance.now() - begin;
-  });
+/** `qformer --version` and a program that does nothing, in turn, and how much longer the first took. */
+function commandFacts(runs: number): Fact[] {
+  const [version, empty] = timeProcesses([[qformerCommand(), '--version'], [EMPTY_PROGRAM]], runs);
+  const error = version!.error ?? empty!.error;
+  if (error !== undefined) throw new Error(error);
+  const more = summarise(version!.samples.map((ms, i) => ms - empty!.samples[i]!));
+  const middleHalf = `middle half ${round(more.p25)}–${round(more.p75)}`;
+  const command = milliseconds(version!.samples);
+  return [
+    bounded({ group: 'start', name: 'qformer --version, whole process', ...command }, '≤', 120),
+    { group: 'start', name: 'node with an empty program, whole process', ...milliseconds(empty!.samples) },
+    {
+      group: 'start',
+      name: 'qformer --version over the empty program',
+      value: more.median,
+      unit: 'ms',
+      note: middleHalf,
+    },
+  ];
 }
 
-// The first run fills the page cache.
-function milliseconds(runs: number, once: () => number): Measured {
-  const samples = Array.from({ length: runs + 1 }, once).slice(1);
+function milliseconds(samples: number[]): Measured {
   const { median, min, max } = summarise(samples);
   return { value: median, unit: 'ms', note: `${round(min)}–${round(max)}` };
 }

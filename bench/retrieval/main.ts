@@ -9,6 +9,7 @@ import { recallAtK } from '../../lib/eval/recall.js';
 import { packageRoot } from '../../lib/package-root.js';
 import { describeMachine } from '../machine.js';
 import { importPackage } from '../model/package.js';
+import { qformerCommand } from '../processes.js';
 import { makeGallery } from './gallery.js';
 
 const IMAGES = 1000;
@@ -28,7 +29,7 @@ try {
   const gallery = await makeGallery([...files.keys()], IMAGES, join(dir, 'gallery'));
   const index = join(dir, 'gallery.index');
   const cli = (...args: string[]): string =>
-    execFileSync(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), ...args, '--model', MODEL, '--json'], {
+    execFileSync(process.execPath, [qformerCommand(), ...args, '--model', MODEL, '--json'], {
       encoding: 'utf8',
     });
   const built = JSON.parse(cli('index', ...gallery.map(({ file }) => file), '--output', index)) as object;
