@@ -1,7 +1,8 @@
 // The command line as its users run it: exit codes, what is on which stream, interrupts, and the demonstration model's answers.
 
-import { readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { spawnSync } from 'node:child_process';
+import { readFileSync, statSync } from 'node:fs';
+import { join, relative } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { bytes } from '../lib/cli/output.js';
 import { estimateMemory } from '../lib/index.js';
@@ -15,32 +16,42 @@ const panda = join(samples, 'panda_fluent.png');
 const lines = (text: string) => text.trim().split('\n');
 const parse = (line: string) => JSON.parse(line) as Record<string, unknown>;
 
-/** Packages that `file` of dist/ loads at once, through its chunks. */
-function staticImports(file: string, seen = new Set<string>()): string[] {
-  if (seen.has(file)) return [];
-  seen.add(file);
-  const found = [...readFileSync(file, 'utf8').matchAll(/^\s*import\s*(?:[^'"()]*?\sfrom\s*)?["']([^"']+)["']/gm)];
-  return found.flatMap(([, name]) =>
-    name!.startsWith('.') ? staticImports(join(dirname(file), name!), seen) : [name!],
-  );
+/** Files that the command has loaded when it ends, relative to the package folder. */
+function loadedFiles(...args: string[]): string[] {
+  const cli = join(packageRoot(), 'dist', 'cli.cjs');
+  const code = `process.on('exit', () => console.error(JSON.stringify(Object.keys(require.cache)))); require(process.argv[1])`;
+  const { stderr } = spawnSync(process.execPath, ['--eval', code, cli, ...args], { encoding: 'utf8' });
+  return (JSON.parse(stderr) as string[]).map((file) => relative(packageRoot(), file));
 }
 
 describe('qformer', () => {
+  it('loads nearly nothing for --version', () => {
+    const files = loadedFiles('--version');
+    expect(files).toContain(join('dist', 'cli.cjs'));
+    const size = files.reduce((sum, file) => sum + statSync(join(packageRoot(), file)).size, 0);
+    expect(size).toBeLessThan(2000);
+  });
+
   it('loads nothing but the argument parser before it knows the command', () => {
-    const packages = staticImports(join(packageRoot(), 'dist', 'cli.js')).filter(
-      (name) => !/^(?:node:|fs$|path$|url$)/.test(name),
-    );
+    const packages = loadedFiles('--help').flatMap((file) => /node_modules.([\w-]+)/.exec(file)?.[1] ?? []);
     expect([...new Set(packages)]).toEqual(['commander']);
   });
 
   it('prints its version and its help on stdout', async () => {
     const { version } = parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8'));
-    expect(await qformer(['--version'])).toMatchObject({ stdout: `${String(version)}\n`, stderr: '', code: 0 });
+    for (const args of [['--version'], ['-v'], ['caption', '--version']]) {
+      expect(await qformer(args)).toMatchObject({ stdout: `${String(version)}\n`, stderr: '', code: 0 });
+    }
     for (const args of [['--help'], []]) {
       const { stdout, stderr, code } = await qformer(args);
       expect(stdout).toMatch(/Usage: qformer[^]*demo[^]*caption[^]*answer[^]*chat[^]*doctor[^]*info/);
       expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
     }
+  });
+
+  it('ends quietly when nobody reads its version', async () => {
+    const { stderr, code } = await qformer(['--version'], { during: (child) => child.stdout!.destroy() });
+    expect({ stderr, code }).toEqual({ stderr: '', code: 0 });
   });
 
   it.each([

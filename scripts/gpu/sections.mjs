@@ -101,14 +101,14 @@ const skipped = (reason) => ({ ok: true, skipped: reason });
 
 const SECTIONS = {
   async doctor() {
-    const result = await node(join(out, 'doctor.log'), ['dist/cli.js', 'doctor', '--json'], { seconds: 60 });
+    const result = await node(join(out, 'doctor.log'), ['dist/cli.cjs', 'doctor', '--json'], { seconds: 60 });
     return { ok: result.ok, report: lastJson(result.output) };
   },
   ops: (device) => runTests('ops', device, manifest.tests.ops, 900),
   models: (device) => runTests('models', device, manifest.tests.models, 900),
   engine: (device) => runTests('engine', device, manifest.tests.engine, 1800),
   async demo(device) {
-    const args = ['dist/cli.js', 'demo', '--device', device];
+    const args = ['dist/cli.cjs', 'demo', '--device', device];
     const result = await node(join(out, 'demo.log'), args, { seconds: 300 });
     return { ok: result.ok, output: result.output.trim().split('\n') };
   },

@@ -19,12 +19,12 @@ export interface RunOptions {
   during?: (child: ChildProcess) => void;
 }
 
-/** Runs `node dist/cli.js ...args` in the package folder and waits for its end. */
+/** Runs `node dist/cli.cjs ...args` in the package folder and waits for its end. */
 export function qformer(
   args: readonly string[],
   { input = '', keepOpen = false, during }: RunOptions = {},
 ): Promise<Finished> {
-  const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), ...args], { cwd: packageRoot() });
+  const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.cjs'), ...args], { cwd: packageRoot() });
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
     child[name].setEncoding('utf8').on('data', (text: string) => (output[name] += text));
