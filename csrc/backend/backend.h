@@ -118,11 +118,14 @@ typedef struct QfQkvAppend {
 } QfQkvAppend;
 
 // Symmetric weight-only quantisation: w ≈ q * scale, one scale per row and group of `group` columns: scale = max|w| / L
-// in f32 with L = 127 or 7, q = w / scale rounded to nearest even, clamped to [-L, L]; q = 0 where scale is 0. int4:
-// two columns per byte, the even one in the low half, each stored as q + 8.
+// in f32 with L = 127 or 7, q = w / scale rounded to nearest even, clamped to [-L, L]; q = 0 where scale is 0.
+//
+// How a row of q is laid out is the backend's own affair: it is read by quant_linear of the same backend alone. On CUDA
+// and, where group is no multiple of 64, on the CPU columns lie in order: int8 as two's complement, int4 two to a byte,
+// the even one in the low half, each stored as q + 8. Else see cpu/quant_layout.h.
 typedef struct QfQuantize {
   const void* w;             // [n, k] w_dtype, rows ldw apart
-  uint8_t* q;                // [n, k * bits / 8]; int8 as two's complement
+  uint8_t* q;                // [n, k * bits / 8]
   float* scales;             // [n, k / group]
   int64_t n, k, ldw, group;  // k % group == 0; group even
   int32_t w_dtype, bits;     // bits: 8 | 4

@@ -7,6 +7,7 @@
 
 #include "attention_job.h"
 #include "backend/backend.h"
+#include "quant_layout.h"
 
 namespace qformer::cpu {
 
@@ -135,14 +136,12 @@ struct LinearKernels {
 };
 
 // ---- quant ----
-// Weights [n, k] as QfQuantize stores them, from some row on. group: a multiple of kQuantUnit.
+// Weights [n, k] as quant_layout.h has them, from some row on. group: a multiple of kQuantUnit.
 struct QuantRows {
   const uint8_t* q;
   const float* scales;
   int64_t k, group;
 };
-
-inline constexpr int64_t kQuantUnit = 64;  // columns of x that share a scale
 
 // Products of a few rows with quantised weights of one width (quant_dot.h). A packed row of x has `blocks` blocks, for
 // weights in groups of `group` columns.
@@ -152,9 +151,9 @@ struct QuantDotKernels {
   void (*rows)(const void* x, int64_t m, int64_t blocks, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
 };
 
-// As in DotKernels, from packed rows of x; a step of OuterJob is a block.
+// As in DotKernels; a step of OuterJob is a block.
 struct QuantPackKernels {
-  void (*x)(const void* x, int64_t rows, int64_t blocks, float* out, int64_t lane_stride);
+  void (*x)(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride);
   void (*w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
 };
 
@@ -172,8 +171,8 @@ struct QuantKernels {
   int64_t max_rows;
   QuantDotKernels int8, int4;
   const QuantOuterKernels* outer;
-  // One group of `count` (even) columns, as QfQuantize stores it.
-  void (*quantize_group)(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale);
+  // One group of `count` columns: its levels and its scale, as QfQuantize says.
+  void (*quantize_group)(const float* w, int64_t count, int32_t bits, int8_t* levels, float* scale);
 };
 
 // ---- norm ----

@@ -41,7 +41,6 @@ Operand quant_x(const LinearCall& call) {
 }
 
 Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
-  if (call.bits != 0) return quant_x(call);
   if (call.w_dtype != QF_BF16 || call.math != QF_MATH_BF16) return {call.x, call.ldx};
   const LinearKernels& table = kernels().linear;
   void* rounded = thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k * dot.x_size));
@@ -198,11 +197,14 @@ void run_linear(const LinearCall& call) {
   const bool bf16_products = call.w_dtype == QF_BF16 && call.math == QF_MATH_BF16;
   if (bf16_products && call.k > 0 && kernels().linear.bf16_tiles != nullptr) return run_tiles(call);
   const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
+  if (call.bits != 0) {
+    if (call.m >= kernels().quant.outer->from_rows && call.k > 0) return run_outer(call, dot, {call.x, call.ldx});
+    return run_streaming(call, dot, quant_x(call));
+  }
   const Operand x = prepare_x(call, dot);
-  const bool is_quant = call.bits != 0;
-  if (call.m < (is_quant ? kernels().quant.outer->from_rows : kPackedFrom) || call.k == 0) {
+  if (call.m < kPackedFrom || call.k == 0) {
     run_streaming(call, dot, x);
-  } else if (call.m >= kOuterFrom || is_quant) {
+  } else if (call.m >= kOuterFrom) {
     run_outer(call, dot, x);
   } else {
     run_packed(call, dot, x);

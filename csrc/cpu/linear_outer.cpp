@@ -39,7 +39,7 @@ struct Block {
 Block pack_block(const LinearCall& call, const DotKernels& dot, Operand x, int64_t row, int64_t rows) {
   const QuantKernels& quant = kernels().quant;
   const bool is_quant = call.bits != 0;
-  const int64_t steps = is_quant ? x.ld : ceil_div(call.k, dot.step);
+  const int64_t steps = ceil_div(call.k, is_quant ? quant.block_columns : dot.step);
   const int64_t units = is_quant ? steps * quant.outer->x_units : steps, lane_stride = rows * units;
   float* packed = floats(Scratch::kPackedX, kernels().lanes * lane_stride + kReadPast);
   const int64_t tiles = ceil_div(rows, is_quant ? quant.outer->rows : kernels().linear.outer_rows);
@@ -50,8 +50,7 @@ Block pack_block(const LinearCall& call, const DotKernels& dot, Operand x, int64
       const int64_t first = tile * short_rows + std::min(tile, tall), count = short_rows + (tile < tall);
       float* out = packed + first * units;
       if (is_quant) {
-        const void* from = offset(x.data, (row + first) * x.ld, quant.block_bytes);
-        quant_packing(call).x(from, count, steps, out, lane_stride);
+        quant_packing(call).x(call.x + (row + first) * call.ldx, call.ldx, count, call.k, out, lane_stride);
       } else {
         const void* from = offset(x.data, (row + first) * x.ld, dot.x_size);
         dot.outer_pack_x(from, x.ld, count, call.k, out, lane_stride);

@@ -15,84 +15,26 @@
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int64_t kUnitQuads = kQuantUnit / 4;
 constexpr int64_t kAmxXUnits = 2 * kUnitQuads + 1, kAmxWUnits = kUnitQuads + 1;
 constexpr int kAmxRows = 16;
 
-// Low and high bytes of pairs of words, those of `first` first.
-inline __m512i low_bytes(__m512i first, __m512i second) {
-  return _mm512_or_si512(_mm512_and_si512(first, _mm512_set1_epi16(255)), _mm512_slli_epi16(second, 8));
-}
-inline __m512i high_bytes(__m512i first, __m512i second) {
-  return _mm512_or_si512(_mm512_srli_epi16(first, 8), _mm512_andnot_si512(_mm512_set1_epi16(255), second));
-}
-
-// Columns of a unit: in order for int8; for int4 the even ones, then the odd ones.
-template <int kBits>
-void amx_pack_x(const void* x, int64_t rows, int64_t blocks, float* out, int64_t lane_stride) {
-  using Form = QuantForm<kBits>;
-  const auto* from = static_cast<const QuantX*>(x);
-  for (int64_t block = 0; block < blocks; block++, out += rows * kAmxXUnits) {
-    for (int64_t row = 0; row < rows; row++) {
-      const QuantX& source = from[row * blocks + block];
-      for (int64_t vector = 0; vector < Form::kVectors; vector++) {
-        __m512i planes[Form::kPlanes];
-        for (int i = 0; i < Form::kPlanes; i++) {
-          planes[i] = load_bits(source.levels + vector * Form::kVectorColumns + i * 2 * kLanes).v;
-        }
-        constexpr int kPairs = Form::kPlanes / 2, kPart = 4 * Form::kUnitLanes;  // bytes of a unit in a pair of planes
-        alignas(64) char high[kPairs][64], low[kPairs][64];
-        for (int i = 0; i < kPairs; i++) {
-          _mm512_store_si512(high[i], high_bytes(planes[i], planes[i + kPairs]));
-          _mm512_store_si512(low[i], low_bytes(planes[i], planes[i + kPairs]));
-        }
-        constexpr int kUnits = kLanes / Form::kUnitLanes;
-        for (int unit = 0; unit < kUnits; unit++) {
-          const int lane = static_cast<int>(vector) * kUnits + unit;
-          auto* to = reinterpret_cast<char*>(out + lane_at(lane) * lane_stride) + row * kQuantUnit;
-          for (int i = 0; i < kPairs; i++) {
-            __builtin_memcpy(to + i * kPart, high[i] + unit * kPart, kPart);
-            __builtin_memcpy(to + rows * kQuantUnit + i * kPart, low[i] + unit * kPart, kPart);
-          }
-        }
-      }
-      for (int lane = 0; lane < kLanes; lane++) {
-        out[lane_at(lane) * lane_stride + 2 * kUnitQuads * rows + row] = source.scale[lane];
-      }
-    }
-  }
+inline void amx_pack_x(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
+  pack_units_of_x<kAmxXUnits>(x, ldx, rows, k, out, lane_stride, [&](const int16_t* levels, float* to, int64_t row) {
+    auto* bytes = reinterpret_cast<int8_t*>(to) + row * kQuantUnit;
+    for (int64_t i = 0; i < kQuantUnit; i++) bytes[i] = high_byte(levels[i]);
+    for (int64_t i = 0; i < kQuantUnit; i++) bytes[rows * kQuantUnit + i] = low_byte(levels[i]);
+  });
 }
 
-// One block of up to kLanes rows of w, `stride` bytes apart.
+// As PairParts, of quads.
 template <int kBits>
-struct PackQuads {
-  using Form = QuantForm<kBits>;
+struct QuadParts {
   static constexpr int64_t kUnits = kAmxWUnits;
-  static constexpr int kParts = 8 / kBits;  // low and high halves of a byte
-
-  static __m512i part(__m512i packed, int i) {
-    if (kBits == 8) return packed;
-    const __m512i level =
-        _mm512_and_si512(_mm512_srli_epi16(packed, static_cast<unsigned>(4 * i)), _mm512_set1_epi8(15));
-    return _mm512_sub_epi8(level, _mm512_set1_epi8(8));
+  static constexpr int kCount = QuantForm<kBits>::kWordQuads;
+  static Vi part(Vi word, int i) {
+    return {_mm512_sub_epi8(byte_part<kBits>(word, i).v, _mm512_set1_epi8(static_cast<char>(quant_zero(kBits))))};
   }
-
-  static void block(const uint8_t* q, int64_t stride, int64_t rows, float* out, int64_t lane_stride) {
-    for (int64_t vector = 0; vector < Form::kVectors; vector++) {
-      for (int i = 0; i < kParts; i++) {
-        Vf tile[kLanes];
-        turn_step(
-            rows, [&](int row) { return as_float({part(load_bits(q + row * stride + vector * kVectorBytes).v, i)}); },
-            tile);
-#pragma GCC unroll 16
-        for (int lane = 0; lane < kLanes; lane++) {
-          const int64_t at = vector * kLanes + lane, quad = i * Form::kUnitLanes + at % Form::kUnitLanes;
-          store(out + lane_at(static_cast<int>(at / Form::kUnitLanes)) * lane_stride + quad * kOuterColumns,
-                tile[lane]);
-        }
-      }
-    }
-  }
+  static constexpr int64_t place(int64_t word, int i) { return word * kCount + i; }
 };
 
 // Sums of products of one step: [columns' half][high or low bytes of x][row][column].
@@ -107,10 +49,10 @@ inline __attribute__((always_inline)) void unit_products(const float* x, const f
   _tile_loadd(6, w, kOuterColumns * 4);
   _tile_dpbssd(0, 4, 6);
   _tile_loadd(5, x + rows * kUnitQuads, kQuantUnit);
-  _tile_dpbusd(1, 5, 6);
+  _tile_dpbssd(1, 5, 6);
   _tile_loadd(7, w + kLanes, kOuterColumns * 4);
   _tile_dpbssd(2, 4, 7);
-  _tile_dpbusd(3, 5, 7);
+  _tile_dpbssd(3, 5, 7);
   _tile_stored(0, sums[0][0], 64);
   _tile_stored(1, sums[0][1], 64);
   _tile_stored(2, sums[1][0], 64);
@@ -173,7 +115,6 @@ struct QuantAmxTiles {
 
 inline void amx_quant_products(const OuterJob& job) {
   _tile_loadconfig(&kTileConfigs[4]);
-
   outer_products<QuantAmxTiles>(job);
   _tile_release();
 }
@@ -183,8 +124,8 @@ inline constexpr QuantOuterKernels kQuantAmxKernels = {
     kAmxRows,
     kAmxXUnits,
     kAmxWUnits,
-    {amx_pack_x<8>, outer_pack_quant_w<8, PackQuads<8>>},
-    {amx_pack_x<4>, outer_pack_quant_w<4, PackQuads<4>>},
+    {amx_pack_x, outer_pack_quant_w<8, QuadParts<8>>},
+    {amx_pack_x, outer_pack_quant_w<4, QuadParts<4>>},
     amx_quant_products,
 };
 

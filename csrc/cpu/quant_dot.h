@@ -1,15 +1,16 @@
-// Products of rows with group-quantised weights in integers.
+// Products of rows with group-quantised weights (quant_layout.h) in integers.
 //
 // x is rounded to 16 bits with a scale for each unit of kQuantUnit columns, about a hundred times finer than bf16. The
 // products of a unit are added up exactly, as integers; the sum times the scale of the weights' group times that of x
 // is one term. Canonical order of an element: lane j takes the terms of units j, j + L, j + 2L, ... in f32, then
-// reduce_add's tree. Both ways below keep it, so an element's bits depend on its own row of x and of w only. NaN and
+// reduce_add's tree. Every way keeps it, so an element's bits depend on its own row of x and of w only. NaN and
 // infinity make the term NaN.
 //
-// A block is kLanes units. A vector of packed weights is taken apart into planes: plane i has the i-th weight of every
-// 16-bit word, and x lies in the same order, so that unpacking is a shift and a mask. AVX-512 with VNNI, one row of x:
-// 53 instructions on two ports for 256 bytes of int4, which outruns the DRAM of one core; widening to f32 took twice
-// that.
+// A block is kLanes units, one to a lane, and is walked by quads: four columns of every unit. With byte products
+// (AVX-512 VNNI) a level of x is 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are multiplied,
+// in the order in which shifts and masks take a word of weights apart.
+//
+// AVX-512 with VNNI, one row of x: 63 instructions on two ports for 512 bytes of int4, 39 for as much int8.
 #pragma once
 
 #include "kernels.h"
@@ -18,38 +19,27 @@
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int64_t kUnitPairs = kQuantUnit / 2;
+constexpr int64_t kUnitQuads = kQuantUnit / 4;
 constexpr int64_t kBlockColumns = kQuantUnit * kLanes;
 constexpr int64_t kVectorBytes = 4 * kLanes;
-constexpr float kLargestLevel = 32767.0f;
+constexpr float kLargestLevel = 127 * 256 + 127;
 constexpr float kSmallestUnit = 0x1p-110f;  // one below counts as zero, or the reciprocal of its scale would overflow
 
-// A block of a row of x; vectors of levels do not straddle lines of the cache.
+// A block of a row of x.
 struct alignas(64) QuantX {
-  int16_t levels[kBlockColumns];  // in the order of the planes
-  float scale[kLanes];            // of each unit
-  int32_t offset[kLanes];         // what the sum of each unit lacks, since int4 weights are stored plus 8
-  int32_t group[kLanes];          // of each unit of w, counted from first_group
+  // Of each quad, a vector of high and one of low bytes, or one of columns 0 and 2 and one of columns 1 and 3.
+  int8_t levels[kUnitQuads][2][kVectorBytes];
+  float scale[kLanes];     // of each unit
+  int32_t offset[kLanes];  // what the sum of each unit lacks, since weights are stored plus quant_zero
+  int32_t group[kLanes];   // of each unit of w, counted from first_group
   int64_t first_group;
 };
 
-// The levels of x that go with a 16-bit word of weights, first in the lowest bits.
-template <int kBits>
-struct LevelsOfWord {
-  using Type = uint32_t;
-};
-template <>
-struct LevelsOfWord<4> {
-  using Type = uint64_t;
-};
-
-// One width of weights: a row of w is cut into blocks of kVectors vectors, of which a unit takes kUnitLanes lanes.
+// One width of weights.
 template <int kBits>
 struct QuantForm {
-  static constexpr int kPlanes = 16 / kBits;
-  static constexpr int kUnitLanes = kQuantUnit * kBits / 32, kVectors = kUnitLanes;
-  static constexpr int64_t kBlockBytes = kVectors * kVectorBytes;
-  static constexpr int64_t kVectorColumns = kPlanes * 2 * kLanes;
+  static constexpr int kWords = unit_words(kBits), kWordQuads = 8 / kBits;
+  static constexpr int64_t kBlockBytes = kWords * kVectorBytes;
 
   static int64_t row_bytes(const QuantRows& w) { return w.k * kBits / 8; }
   static QuantRows row(const QuantRows& w, int64_t at) {
@@ -66,14 +56,10 @@ inline int64_t unit_groups(int64_t first, int64_t count, int64_t group, int32_t*
   return first_group;
 }
 
-// A block of a row of w, of which `bytes` are there: copied and filled with zeros where that is not all of it.
-template <int kBits>
-inline const uint8_t* whole_block(const uint8_t* row, int64_t bytes, uint8_t* copy) {
-  constexpr int64_t kBytes = QuantForm<kBits>::kBlockBytes;
-  if (bytes >= kBytes) return row;
-  __builtin_memcpy(copy, row, static_cast<size_t>(bytes));
-  __builtin_memset(copy + bytes, 0, static_cast<size_t>(kBytes - bytes));
-  return copy;
+// A word of each of `count` units, zeros past them.
+template <bool kWhole>
+inline Vi load_word(const uint8_t* q, int64_t count) {
+  return kWhole ? load_bits(q) : as_bits(load_partial(reinterpret_cast<const float*>(q), count));
 }
 
 // ---- x ----
@@ -102,9 +88,29 @@ inline void round_x(const float* x, int64_t units, int16_t* levels, float* scale
   for (int64_t unit = 0; unit < units; unit++) scales[unit] += spoilt;
 }
 
+// A level and its two bytes: level = 256 * high + low.
+inline int8_t high_byte(int16_t level) { return static_cast<int8_t>((level + 128) >> 8); }
+inline int8_t low_byte(int16_t level) { return static_cast<int8_t>(level); }
+
+// A block of levels in the order of columns, unit by unit, in that of quads.
+inline void pack_levels(const int16_t* levels, QuantX& out) {
+  for (int64_t unit = 0; unit < kLanes; unit++) {
+    for (int64_t quad = 0; quad < kUnitQuads; quad++, levels += 4) {
+      int8_t* first = out.levels[quad][0] + 4 * unit;
+      int8_t* second = out.levels[quad][1] + 4 * unit;
+#if defined(QF_BYTE_PRODUCTS)
+      for (int i = 0; i < 4; i++) first[i] = high_byte(levels[i]), second[i] = low_byte(levels[i]);
+#else
+      const int16_t even[2] = {levels[0], levels[2]}, odd[2] = {levels[1], levels[3]};
+      __builtin_memcpy(first, even, 4);
+      __builtin_memcpy(second, odd, 4);
+#endif
+    }
+  }
+}
+
 template <int kBits>
 void pack_quant_x(const float* x, int64_t k, int64_t group, void* out) {
-  using Form = QuantForm<kBits>;
   const int64_t units = k / kQuantUnit;
   auto* block = static_cast<QuantX*>(out);
   for (int64_t first = 0; first < units; first += kLanes, block++) {
@@ -115,91 +121,82 @@ void pack_quant_x(const float* x, int64_t k, int64_t group, void* out) {
     block->first_group = unit_groups(first, count, group, block->group);
     for (int64_t i = 0; i < kLanes; i++) {
       int32_t sum = 0;
-      if (kBits == 4) {
-        for (int64_t c = 0; c < kQuantUnit; c++) sum += levels[i * kQuantUnit + c];
-      }
-      block->offset[i] = -8 * sum;
+      for (int64_t c = 0; c < kQuantUnit; c++) sum += levels[i * kQuantUnit + c];
+      block->offset[i] = -quant_zero(kBits) * sum;
     }
-    for (int64_t vector = 0; vector < Form::kVectors; vector++) {
-      const int16_t* from = levels + vector * Form::kVectorColumns;
-      int16_t* to = block->levels + vector * Form::kVectorColumns;
-      for (int64_t word = 0; word < 2 * kLanes; word++) {
-        typename LevelsOfWord<kBits>::Type some;
-        __builtin_memcpy(&some, from + word * Form::kPlanes, sizeof(some));
-#pragma GCC unroll 4
-        for (int plane = 0; plane < Form::kPlanes; plane++) {
-          to[plane * 2 * kLanes + word] = static_cast<int16_t>(some >> 16 * plane);
-        }
-      }
-    }
+    pack_levels(levels, *block);
   }
 }
 
 // ---- few rows ----
 
-// sum[m] += the products of vector `at` of a block of w with M rows of x, `ldx` blocks apart.
-template <int kBits, int M>
-inline __attribute__((always_inline)) void vector_products(const QuantX* x, int64_t ldx, const uint8_t* q, int at,
-                                                           Vi (&sum)[M]) {
+// The sums of a block: of M rows of x, `ldx` blocks apart, with N rows of w, `stride` bytes apart, of which `count`
+// units are there.
+template <int kBits, int M, int N, bool kWhole>
+inline __attribute__((always_inline)) void block_sums(const QuantX* x, int64_t ldx, const uint8_t* q, int64_t stride,
+                                                      int64_t word_stride, int64_t count, Vi (&sum)[M * N]) {
   using Form = QuantForm<kBits>;
-  const Vi packed = load_bits(q + at * kVectorBytes);
+#if defined(QF_BYTE_PRODUCTS)
+  Vi low[M * N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; i++) sum[i] = low[i] = zero_bits();
+#pragma GCC unroll 16
+  for (int word = 0; word < Form::kWords; word++, q += word_stride) {
 #pragma GCC unroll 8
-  for (int m = 0; m < M; m++) sum[m] = zero_bits();
-#pragma GCC unroll 4
-  for (int i = 0; i < Form::kPlanes; i++) {
-    const Vi w = plane<kBits>(packed, i);
+    for (int n = 0; n < N; n++) {
+      const Vi w = load_word<kWhole>(q + n * stride, count);
+#pragma GCC unroll 2
+      for (int part = 0; part < Form::kWordQuads; part++) {
+        const Vi level = byte_part<kBits>(w, part);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-      const int16_t* levels = x[m * ldx].levels + at * Form::kVectorColumns + i * 2 * kLanes;
-      sum[m] = mac_i16(sum[m], load_bits(levels), w);
+        for (int m = 0; m < M; m++) {
+          const auto& levels = x[m * ldx].levels[word * Form::kWordQuads + part];
+          sum[m * N + n] = mac_bytes(sum[m * N + n], level, load_bits(levels[0]));
+          low[m * N + n] = mac_bytes(low[m * N + n], level, load_bits(levels[1]));
+        }
+      }
     }
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; i++) sum[i] = times_256(sum[i]) + low[i];
+#else
+#pragma GCC unroll 16
+  for (int i = 0; i < M * N; i++) sum[i] = zero_bits();
+#pragma GCC unroll 1  // or the compiler moves all products ahead of the sums, and spills them
+  for (int word = 0; word < Form::kWords; word++, q += word_stride) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      const Vi w = load_word<kWhole>(q + n * stride, count);
+#pragma GCC unroll 4
+      for (int i = 0; i < 2 * Form::kWordQuads; i++) {
+        const Vi level = word_part<kBits>(w, i);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const auto& quad = x[m * ldx].levels[word * Form::kWordQuads + i % Form::kWordQuads];
+          sum[m * N + n] = mac_i16(sum[m * N + n], load_bits(quad[i / Form::kWordQuads]), level);
+        }
+      }
+    }
+  }
+#endif
 }
 
-// As vector_products, of vectors `at` and at + 1 of int4, in groups of 4 lanes.
-template <int M>
-inline __attribute__((always_inline)) void quarter_products(QuantForm<4>, const QuantX* x, int64_t ldx,
-                                                            const uint8_t* q, int at, Vi (&sum)[M]) {
-  Vi next[M];
-  vector_products<4, M>(x, ldx, q, at, sum);
-  vector_products<4, M>(x, ldx, q, at + 1, next);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; m++) sum[m] = fold_8(sum[m], next[m]);
-}
-
-// Of four vectors of int8.
-template <int M>
-inline __attribute__((always_inline)) void quarter_products(QuantForm<8>, const QuantX* x, int64_t ldx,
-                                                            const uint8_t* q, int at, Vi (&sum)[M]) {
-  Vi next[M], half[M];
-  vector_products<8, M>(x, ldx, q, at, sum);
-  vector_products<8, M>(x, ldx, q, at + 1, next);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; m++) half[m] = fold_16(sum[m], next[m]);
-  vector_products<8, M>(x, ldx, q, at + 2, sum);
-  vector_products<8, M>(x, ldx, q, at + 3, next);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; m++) sum[m] = fold_8(half[m], fold_16(sum[m], next[m]));
-}
-
-// Adds the terms of a block of one row of w, whose units have `scales`, to sum[m * stride]. The last quarters of a
-// block may be missing.
-template <int kBits, int M>
-inline __attribute__((always_inline)) void block_terms(const QuantX* x, int64_t ldx, const uint8_t* q, Vf scales,
-                                                       int64_t quarters, Vf* sum, int stride) {
-  constexpr QuantForm<kBits> kForm;
-  constexpr int kStep = kForm.kVectors / 4;
-  Vi a[M], b[M] = {}, c[M] = {}, d[M] = {};
-  quarter_products<M>(kForm, x, ldx, q, 0, a);
-  if (quarters > 1) quarter_products<M>(kForm, x, ldx, q, kStep, b);
-  if (quarters > 2) quarter_products<M>(kForm, x, ldx, q, 2 * kStep, c);
-  if (quarters > 3) quarter_products<M>(kForm, x, ldx, q, 3 * kStep, d);
+// Adds the terms of a block.
+template <int kBits, int M, int N, bool kWhole>
+inline __attribute__((always_inline)) void add_block(const QuantX* x, int64_t ldx, const uint8_t* q, int64_t stride,
+                                                     int64_t word_stride, int64_t count, const Vf (&scales)[N],
+                                                     Vf (&sum)[M * N]) {
+  Vi total[M * N];
+  block_sums<kBits, M, N, kWhole>(x, ldx, q, stride, word_stride, count, total);
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
     const QuantX& row = x[m * ldx];
-    Vi total = totals_of_4(a[m], b[m], c[m], d[m]);
-    if constexpr (kBits == 4) total = total + load_bits(row.offset);
-    sum[m * stride] = fma(to_float(total), scales * load(row.scale), sum[m * stride]);
+    const Vi offset = load_bits(row.offset);
+    const Vf scale = load(row.scale);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      sum[m * N + n] = fma(to_float(total[m * N + n] + offset), scales[n] * scale, sum[m * N + n]);
+    }
   }
 }
 
@@ -208,28 +205,30 @@ template <int kBits, int M, int N>
 void quant_rows_tile(const QuantX* x, int64_t blocks, const QuantRows& w, int64_t stride, float* sums,
                      int64_t ld_sums) {
   using Form = QuantForm<kBits>;
-  const int64_t row_groups = w.k / w.group, q_stream = stride * Form::row_bytes(w), scale_stream = stride * row_groups;
+  const int64_t row_groups = w.k / w.group, units = w.k / kQuantUnit;
+  const int64_t q_stream = stride * Form::row_bytes(w), scale_stream = stride * row_groups;
   Vf sum[M * N];
 #pragma GCC unroll 16
   for (int i = 0; i < M * N; i++) sum[i] = zero();
-  const uint8_t* q = w.q;
-  for (int64_t block = 0; block < blocks; block++, x++, q += Form::kBlockBytes) {
+  for (int64_t block = 0; block < blocks; block++, x++) {
     const Vi group = load_bits(x->group);
     const float* from = w.scales + x->first_group;
     const int64_t groups = smaller(row_groups - x->first_group, kLanes);
-    const int64_t units = smaller(w.k / kQuantUnit - block * kLanes, kLanes),
-                  quarters = (4 * units + kLanes - 1) / kLanes;
+    Vf scales[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
-      uint8_t copy[Form::kBlockBytes];
-      const uint8_t* row = q + n * q_stream;
-#pragma GCC unroll 8
-      for (int64_t line = 0; line < Form::kBlockBytes; line += 64) {
-        __builtin_prefetch(row + line + kPrefetchBytes, 0, 2);
-      }
-      row = whole_block<kBits>(row, Form::row_bytes(w) - block * Form::kBlockBytes, copy);
-      const Vf scales = spread(load_partial(from + n * scale_stream, groups), group);
-      block_terms<kBits, M>(x, blocks, row, scales, quarters, sum + n, N);
+      const uint8_t* ahead = w.q + n * q_stream + block * Form::kBlockBytes + kPrefetchBytes;
+#pragma GCC unroll 16
+      for (int64_t line = 0; line < Form::kBlockBytes; line += 64) __builtin_prefetch(ahead + line, 0, 2);
+      scales[n] = spread(load_partial(from + n * scale_stream, groups), group);
+    }
+    const UnitPlace place = unit_place(block * kLanes, units, kBits);
+    const int64_t count = smaller(units - block * kLanes, kLanes);
+    const uint8_t* q = w.q + place.from;
+    if (count == kLanes) {
+      add_block<kBits, M, N, true>(x, blocks, q, q_stream, place.stride, count, scales, sum);
+    } else {
+      add_block<kBits, M, N, false>(x, blocks, q, q_stream, place.stride, count, scales, sum);
     }
   }
   reduce_tile<M, N>(sum, sums, ld_sums, stride);

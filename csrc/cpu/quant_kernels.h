@@ -31,7 +31,7 @@ inline float largest_of(const float* w, int64_t count) {
   return reduce_max(largest);
 }
 
-inline void quantize_group(const float* w, int64_t count, int32_t bits, uint8_t* q, float* scale) {
+inline void quantize_group(const float* w, int64_t count, int32_t bits, int8_t* levels, float* scale) {
   const float limit = bits == 8 ? 127.0f : 7.0f;
   *scale = largest_of(w, count) / limit;
   const bool is_zero = !(*scale > 0.0f);
@@ -42,13 +42,9 @@ inline void quantize_group(const float* w, int64_t count, int32_t bits, uint8_t*
       level = round_even(load_partial(w + i, n) / broadcast(*scale));
       level = select(is_nan(level), zero(), vmin(vmax(level, broadcast(-limit)), broadcast(limit)));
     }
-    uint8_t levels[kLanes];
-    store_i8(levels, bits == 8 ? level : level + broadcast(8.0f));
-    if (bits == 8) {
-      for (int64_t j = 0; j < n; j++) q[i + j] = levels[j];
-    } else {
-      for (int64_t j = 0; j < n; j += 2) q[(i + j) / 2] = static_cast<uint8_t>(levels[j] | levels[j + 1] << 4);
-    }
+    int8_t whole[kLanes];
+    store_i8(whole, level);
+    __builtin_memcpy(levels + i, whole, static_cast<size_t>(n));
   }
 }
 

@@ -1,11 +1,12 @@
 // Group-quantised weights: quantize writes them, quant_linear reads them.
 //
-// quant_linear multiplies integers (quant_dot.h) where groups are whole units of columns. Groups of another size are
-// rare (of a model whose widths are no multiples of 64) and have no kernel: a block of weight rows is widened to f32
-// and the f32 products run on it, so that this equals linear on the widened weights bit for bit. Traffic per block: the
-// quantised rows once, the f32 rows written and read once in cache.
+// Groups of whole units of columns are stored as quant_layout.h says and multiplied in integers (quant_dot.h). Groups
+// of another size are rare (of a model whose widths are no multiples of 64), lie in order and have no kernel: a block
+// of weight rows is widened to f32 and the f32 products run on it, so that this equals linear on the widened weights
+// bit for bit. Traffic per block: the quantised rows once, the f32 rows written and read once in cache.
 
 #include <algorithm>
+#include <cstring>
 
 #include "backend/dtype.h"
 #include "families.h"
@@ -18,6 +19,30 @@ namespace qformer::cpu {
 namespace {
 
 constexpr int64_t kBlockBytes = 1 << 20;  // f32 weights of one block: they stay in L2 between writing and reading
+
+// A row of levels, as QfQuantize has them on other devices.
+void store_in_order(const int8_t* levels, int64_t k, int32_t bits, uint8_t* q) {
+  if (bits == 8) {
+    std::memcpy(q, levels, static_cast<size_t>(k));
+  } else {
+    for (int64_t i = 0; i < k; i += 2) q[i / 2] = static_cast<uint8_t>((levels[i] + 8) | (levels[i + 1] + 8) << 4);
+  }
+}
+
+// A row of levels, as quant_layout.h says.
+void store_units(const int8_t* levels, int64_t k, int32_t bits, uint8_t* q) {
+  const int64_t units = k / kQuantUnit;
+  for (int64_t unit = 0; unit < units; unit++, levels += kQuantUnit) {
+    const UnitPlace place = unit_place(unit, units, bits);
+    for (int64_t word = 0; word < unit_words(bits); word++) {
+      uint8_t* to = q + place.from + word * place.stride;
+      for (int64_t j = 0; j < 4; j++) {
+        to[j] = static_cast<uint8_t>(bits == 8 ? levels[4 * word + j] + 128
+                                               : (levels[8 * word + j] + 8) | (levels[8 * word + 4 + j] + 8) << 4);
+      }
+    }
+  }
+}
 
 void widen_group(const uint8_t* q, float scale, int64_t count, int32_t bits, float* w) {
   if (bits == 8) {
@@ -71,17 +96,20 @@ void widened_linear(const QfQuantLinear& a, const FloatRows& x) {
 
 QfStatus quantize(int32_t, const QfQuantize* args) {
   const auto& a = *args;
-  const int64_t groups = a.k / a.group, group_bytes = a.group * a.bits / 8;
+  const int64_t groups = a.k / a.group;
   const auto size = static_cast<int64_t>(qf_dtype_size(a.w_dtype));
   const auto convert = kernels().elementwise.convert;
+  const auto store = a.group % kQuantUnit == 0 ? store_units : store_in_order;
   parallel_for(a.n, grain_for(1.0 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
     auto* row = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.k) * sizeof(float)));
+    auto* levels = static_cast<int8_t*>(thread_scratch(Scratch::kDequantized, static_cast<size_t>(a.k)));
     for (int64_t i = begin; i < end; i++) {
       convert(static_cast<const char*>(a.w) + i * a.ldw * size, a.w_dtype, row, QF_F32, a.k);
       for (int64_t g = 0; g < groups; g++) {
-        kernels().quant.quantize_group(row + g * a.group, a.group, a.bits, a.q + (i * groups + g) * group_bytes,
+        kernels().quant.quantize_group(row + g * a.group, a.group, a.bits, levels + g * a.group,
                                        a.scales + i * groups + g);
       }
+      store(levels, a.k, a.bits, a.q + i * (a.k * a.bits / 8));
     }
   });
   return QF_OK;

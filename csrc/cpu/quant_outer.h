@@ -8,99 +8,95 @@
 namespace qformer::cpu::QF_ISA {
 
 constexpr int kQuantOuterRows = kRegisters == 32 ? 6 : 3;
+constexpr int64_t kUnitPairs = kQuantUnit / 2;
 constexpr int64_t kStepUnits = kUnitPairs + 1;
 
-// Calls put(place, pair, lane) for the pairs of plane `plane` of vector `vector` of a block: of the unit at `place` of
-// the walk over the lanes, pair `pair`, which is lane `lane` of the plane.
-template <int kBits, class Put>
-inline void each_pair(int64_t vector, int64_t plane, Put put) {
-#pragma GCC unroll 16
-  for (int lane = 0; lane < kLanes; lane++) {
-    constexpr int64_t kUnitLanes = QuantForm<kBits>::kUnitLanes;
-    const int64_t at = vector * kLanes + lane;
-    put(lane_at(static_cast<int>(at / kUnitLanes)), plane * kUnitLanes + at % kUnitLanes, lane);
-  }
-}
-
-// Packs `rows` rows of `blocks` blocks as a tile of linear_outer.h.
-template <int kBits>
-void outer_pack_quant_x(const void* x, int64_t rows, int64_t blocks, float* out, int64_t lane_stride) {
-  const auto* from = static_cast<const QuantX*>(x);
-  for (int64_t block = 0; block < blocks; block++, out += rows * kStepUnits) {
+// Packs `rows` rows of x as a tile of linear_outer.h. put_unit(levels, to, row) stores the levels of a unit of a row in
+// a step at `to`, which takes kUnits units for a row, the last of them its scale.
+template <int64_t kUnits, class PutUnit>
+inline void pack_units_of_x(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride,
+                            PutUnit put_unit) {
+  const int64_t units = k / kQuantUnit;
+  for (int64_t first = 0; first < units; first += kLanes, out += rows * kUnits) {
+    const int64_t count = smaller(kLanes, units - first);
     for (int64_t row = 0; row < rows; row++) {
-      const QuantX& source = from[row * blocks + block];
-      const auto* pairs = reinterpret_cast<const char*>(source.levels);
-      for (int64_t vector = 0; vector < QuantForm<kBits>::kVectors; vector++) {
-        for (int64_t plane = 0; plane < QuantForm<kBits>::kPlanes; plane++, pairs += kVectorBytes) {
-          each_pair<kBits>(vector, plane, [&](int64_t place, int64_t pair, int lane) {
-            __builtin_memcpy(out + place * lane_stride + pair * rows + row, pairs + 4 * lane, 4);
-          });
-        }
-      }
-      for (int lane = 0; lane < kLanes; lane++) {
-        out[lane_at(lane) * lane_stride + kUnitPairs * rows + row] = source.scale[lane];
+      alignas(64) int16_t levels[kBlockColumns];
+      float scales[kLanes];
+      round_x(x + row * ldx + first * kQuantUnit, count, levels, scales);
+      for (int lane = 0; lane < count; lane++) {
+        float* to = out + lane_at(lane) * lane_stride;
+        put_unit(levels + lane * kQuantUnit, to, row);
+        to[(kUnits - 1) * rows + row] = scales[lane];
       }
     }
   }
 }
 
-// One block of up to kLanes rows of w, `stride` bytes apart.
-template <int kBits>
-struct PackPairs {
-  static constexpr int64_t kUnits = kStepUnits;
-  static void block(const uint8_t* q, int64_t stride, int64_t rows, float* out, int64_t lane_stride) {
-    for (int64_t vector = 0; vector < QuantForm<kBits>::kVectors; vector++) {
-#pragma GCC unroll 4
-      for (int i = 0; i < QuantForm<kBits>::kPlanes; i++) {
-        Vf tile[kLanes];
-        turn_step(
-            rows,
-            [&](int row) {
-              const Vi w = plane<kBits>(load_bits(q + row * stride + vector * kVectorBytes), i);
-              return as_float(kBits == 4 ? less_8(w) : w);
-            },
-            tile);
-        each_pair<kBits>(vector, i, [&](int64_t place, int64_t pair, int lane) {
-          store(out + place * lane_stride + pair * kOuterColumns, tile[lane]);
-        });
-      }
+// Pairs are columns 0 and 2, then 1 and 3 of each quad, since shifts and masks take weights apart like that.
+inline void outer_pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
+  pack_units_of_x<kStepUnits>(x, ldx, rows, k, out, lane_stride, [&](const int16_t* levels, float* to, int64_t row) {
+    to += row;
+    for (int64_t quad = 0; quad < kUnitQuads; quad++, levels += 4, to += 2 * rows) {
+      const int16_t even[2] = {levels[0], levels[2]}, odd[2] = {levels[1], levels[3]};
+      __builtin_memcpy(to, even, 4);
+      __builtin_memcpy(to + rows, odd, 4);
     }
+  });
+}
+
+// The parts of a word of kLanes rows of w: their number, and part i as a step has it, at place place(word, i).
+template <int kBits>
+struct PairParts {
+  static constexpr int64_t kUnits = kStepUnits;
+  static constexpr int kCount = 2 * QuantForm<kBits>::kWordQuads;
+  static Vi part(Vi word, int i) { return less(word_part<kBits>(word, i), quant_zero(kBits)); }
+  static constexpr int64_t place(int64_t word, int i) {
+    constexpr int kQuads = QuantForm<kBits>::kWordQuads;
+    return 2 * (word * kQuads + i % kQuads) + i / kQuads;
   }
 };
 
-// Packs `columns` rows of w into a panel of linear_outer.h, zeros for the rest. Pack::block packs the levels of a
-// block; the scales of a step are its last unit.
-template <int kBits, class Pack>
+// Packs `columns` rows of w into a panel of linear_outer.h, zeros for the rest. The scales of a step are its last unit.
+template <int kBits, class Parts>
 void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride) {
   using Form = QuantForm<kBits>;
   const int64_t row_bytes = Form::row_bytes(w), row_groups = w.k / w.group, units = w.k / kQuantUnit;
   for (int64_t half = 0; half < kOuterColumns; half += kLanes) {
-    const int64_t count = columns <= half ? 0 : smaller(kLanes, columns - half);
+    const int64_t rows = columns <= half ? 0 : smaller(kLanes, columns - half);
     const QuantRows from = Form::row(w, half);
     float* to = out + half;
-    for (int64_t first = 0; first < units; first += kLanes, to += Pack::kUnits * kOuterColumns) {
-      const int64_t start = first / kLanes * Form::kBlockBytes, bytes = row_bytes - start;
-      if (bytes >= Form::kBlockBytes) {
-        Pack::block(from.q + start, row_bytes, count, to, lane_stride);
-      } else {
-        uint8_t copies[kLanes * Form::kBlockBytes];
-        for (int64_t row = 0; row < count; row++) {
-          whole_block<kBits>(from.q + row * row_bytes + start, bytes, copies + row * Form::kBlockBytes);
+    for (int64_t first = 0; first < units; first += kLanes, to += Parts::kUnits * kOuterColumns) {
+      const int64_t count = smaller(kLanes, units - first);
+      const UnitPlace place = unit_place(first, units, kBits);
+      const uint8_t* q = from.q + place.from;
+      Vf tile[kLanes];
+      for (int64_t word = 0; word < Form::kWords; word++, q += place.stride) {
+        if (count == kLanes) {
+          turn_step(
+              rows, [&](int row) { return as_float(load_word<true>(q + row * row_bytes, count)); }, tile);
+        } else {
+          turn_step(
+              rows, [&](int row) { return as_float(load_word<false>(q + row * row_bytes, count)); }, tile);
         }
-        Pack::block(copies, Form::kBlockBytes, count, to, lane_stride);
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kLanes; lane++) {
+#pragma GCC unroll 4
+          for (int i = 0; i < Parts::kCount; i++) {
+            store(to + lane_at(lane) * lane_stride + Parts::place(word, i) * kOuterColumns,
+                  as_float(Parts::part(as_bits(tile[lane]), i)));
+          }
+        }
       }
       int32_t group[kLanes];
-      const int64_t there = smaller(kLanes, units - first);
-      const int64_t first_group = unit_groups(first, there, w.group, group);
+      const int64_t first_group = unit_groups(first, count, w.group, group);
       const Vi index = load_bits(group);
       const int64_t groups = smaller(row_groups - first_group, kLanes);
-      Vf tile[kLanes];
       turn_step(
-          count,
+          rows,
           [&](int row) { return spread(load_partial(from.scales + row * row_groups + first_group, groups), index); },
           tile);
       for (int lane = 0; lane < kLanes; lane++) {
-        store(to + lane_at(lane) * lane_stride + (Pack::kUnits - 1) * kOuterColumns, tile[lane]);
+        store(to + lane_at(lane) * lane_stride + (Parts::kUnits - 1) * kOuterColumns, tile[lane]);
       }
     }
   }
@@ -151,8 +147,8 @@ inline constexpr QuantOuterKernels kQuantOuterKernels = {
     kQuantOuterRows,
     kStepUnits,
     kStepUnits,
-    {outer_pack_quant_x<8>, outer_pack_quant_w<8, PackPairs<8>>},
-    {outer_pack_quant_x<4>, outer_pack_quant_w<4, PackPairs<4>>},
+    {outer_pack_quant_x, outer_pack_quant_w<8, PairParts<8>>},
+    {outer_pack_quant_x, outer_pack_quant_w<4, PairParts<4>>},
     outer_products<QuantTiles>,
 };
 

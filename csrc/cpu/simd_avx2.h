@@ -83,7 +83,7 @@ inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_f1
 inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_bf16(a), n); }
 
 // Quantised weights, see simd.h.
-inline void store_i8(uint8_t* p, Vf a) {
+inline void store_i8(int8_t* p, Vf a) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));

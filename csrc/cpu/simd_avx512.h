@@ -80,7 +80,7 @@ inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) {
 }
 
 // Quantised weights, see simd.h.
-inline void store_i8(uint8_t* p, Vf a) {
+inline void store_i8(int8_t* p, Vf a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 

@@ -85,7 +85,7 @@ inline void store_f16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_f1
 inline void store_bf16_partial(uint16_t* p, Vf a, int64_t n) { store_u16(p, to_bf16(a), n); }
 
 // Quantised weights, see simd.h.
-inline void store_i8(uint8_t* p, Vf a) {
+inline void store_i8(int8_t* p, Vf a) {
   const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(a.v));
   int8_t buffer[8];
   vst1_s8(buffer, vmovn_s16(vcombine_s16(words, words)));

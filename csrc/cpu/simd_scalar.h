@@ -83,8 +83,8 @@ inline void store_f16(uint16_t* p, Vf a) { store_f16_partial(p, a, kLanes); }
 inline void store_bf16(uint16_t* p, Vf a) { store_bf16_partial(p, a, kLanes); }
 
 // Quantised weights, see simd.h.
-inline void store_i8(uint8_t* p, Vf a) {
-  for (int i = 0; i < kLanes; i++) p[i] = static_cast<uint8_t>(static_cast<int8_t>(a.v[i]));
+inline void store_i8(int8_t* p, Vf a) {
+  for (int i = 0; i < kLanes; i++) p[i] = static_cast<int8_t>(a.v[i]);
 }
 
 inline float reduce_add(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }

@@ -19,6 +19,20 @@ using qformer::test::Random;
 
 namespace {
 
+// The level of column i of a row, in groups of whole units (quant_layout.h) and in others.
+int level_of(const std::vector<uint8_t>& q, int64_t k, int64_t group, int32_t bits, int64_t row, int64_t i) {
+  const auto byte = [&](int64_t at) { return q[static_cast<size_t>(row * k * bits / 8 + at)]; };
+  if (group % kQuantUnit != 0) {
+    if (bits == 8) return static_cast<int8_t>(byte(i));
+    return (i % 2 == 0 ? byte(i / 2) & 15 : byte(i / 2) >> 4) - 8;
+  }
+  const int64_t unit = i / 64, column = i % 64, width = std::min<int64_t>(16, k / 64 - unit / 16 * 16);
+  const int64_t word = column / (32 / bits), j = column % 4;
+  const uint8_t stored = byte(unit / 16 * 16 * 8 * bits + word * 4 * width + unit % 16 * 4 + j);
+  if (bits == 8) return stored - 128;
+  return (column % 8 < 4 ? stored & 15 : stored >> 4) - 8;
+}
+
 struct Problem {
   int64_t m, n, k, group;
   int32_t bits;
@@ -38,10 +52,7 @@ struct Problem {
   }
 
   double weight(int64_t row, int64_t i) const {
-    const int64_t at = row * k + i;
-    const uint8_t byte = q[static_cast<size_t>(bits == 8 ? at : at / 2)];
-    const int level = bits == 8 ? static_cast<int8_t>(byte) : (i % 2 == 0 ? byte & 15 : byte >> 4) - 8;
-    return static_cast<float>(level) * scales[static_cast<size_t>(at / group)];
+    return static_cast<float>(level_of(q, k, group, bits, row, i)) * scales[static_cast<size_t>((row * k + i) / group)];
   }
 
   // What rounding row i of x to 16 bits in units of columns can add to its product with row j of w.
@@ -53,7 +64,7 @@ struct Problem {
         largest = std::max<double>(largest, std::fabs(x[static_cast<size_t>(i * k + c)]));
         weights += std::fabs(weight(j, c));
       }
-      sum += weights * largest / 32767 / 2;
+      sum += weights * largest / 32639 / 2;
     }
     return sum;
   }
@@ -127,9 +138,7 @@ TEST("quantize rounds to nearest even, clamps, takes NaN for 0 and no scale from
           CHECK_EQ(scale, largest / limit);
           const float level = std::nearbyint(w[static_cast<size_t>(at)] / scale);
           const float expected = std::isnan(level) || !(scale > 0) ? 0 : std::fmin(std::fmax(level, -limit), limit);
-          const uint8_t byte = q[static_cast<size_t>(bits == 8 ? at : at / 2)];
-          CHECK_EQ(bits == 8 ? static_cast<int8_t>(byte) : (at % 2 == 0 ? byte & 15 : byte >> 4) - 8,
-                   static_cast<int>(expected));
+          CHECK_EQ(level_of(q, k, group, bits, at / k, at % k), static_cast<int>(expected));
         }
       }
     }

@@ -81,7 +81,7 @@ export function qkvAppend(
 
 /** A weight as {@link quantize} stores it: w ≈ q · scale, one scale per row and group of columns. */
 export interface QuantizedWeight {
-  /** [n, k · bits / 8] u8: int8 in two's complement, or two int4 per byte, the even column low, each stored as q + 8 */
+  /** [n, k · bits / 8] u8, in an order of the device's own: for `quantLinear` on the same device, not to be read */
   q: Tensor;
   /** [n, k / group] f32 */
   scales: Tensor;

@@ -14,10 +14,29 @@ export function formOf({ q, scales }: ops.QuantizedWeight, k: number): { bits: n
 export function widened(weight: ops.QuantizedWeight, k: number): Float32Array {
   const { bits, group } = formOf(weight, k);
   const [codes, scales] = [weight.q.toArray() as Uint8Array, weight.scales.toFloat32()];
+  const levelOf = weight.q.device === 'cpu' && isRounded(weight, k) ? levelInUnits : levelInOrder;
+  const rowBytes = (k * bits) / 8;
   return Float32Array.from({ length: (codes.length * 8) / bits }, (_, i) => {
-    const level = bits === 8 ? (codes[i]! << 24) >> 24 : ((codes[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
-    return level * scales[Math.floor(i / k) * (k / group) + Math.floor((i % k) / group)]!;
+    const row = Math.floor(i / k);
+    const level = levelOf(codes.subarray(row * rowBytes, (row + 1) * rowBytes), i % k, bits);
+    return level * scales[row * (k / group) + Math.floor((i % k) / group)]!;
   });
+}
+
+/** Column `i` of a row of codes in the order of columns, signed bytes or halves of a byte plus 8. */
+function levelInOrder(row: Uint8Array, i: number, bits: number): number {
+  return bits === 8 ? (row[i]! << 24) >> 24 : ((row[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
+}
+
+/** Column `i` of a row as the CPU stores it: 16 units side by side, a word of each in turn, plus half of the range. */
+function levelInUnits(row: Uint8Array, i: number, bits: number): number {
+  const unit = Math.floor(i / UNIT);
+  const chunk = unit - (unit % 16);
+  const width = Math.min(16, (row.length * 8) / bits / UNIT - chunk);
+  const word = Math.floor((i % UNIT) / (32 / bits));
+  const byte = row[chunk * 8 * bits + 4 * (word * width + unit - chunk) + (i % 4)]!;
+  if (bits === 8) return byte - 128;
+  return (i % 8 < 4 ? byte & 15 : byte >> 4) - 8;
 }
 
 /** Whether the CPU rounds what it multiplies with this weight (`inUnits`). */
@@ -25,13 +44,13 @@ export function isRounded(weight: ops.QuantizedWeight, k: number): boolean {
   return formOf(weight, k).group % UNIT === 0;
 }
 
-/** x: [..., k] f32 on the CPU → each unit of columns as multiples of its largest magnitude / 32767 */
+/** x: [..., k] f32 on the CPU → each unit of columns as multiples of its largest magnitude / 32639 */
 export function inUnits(x: Tensor): Tensor {
   const values = x.toFloat32();
   for (let at = 0; at < values.length; at += UNIT) {
     const unit = values.subarray(at, at + UNIT);
     const largest = unit.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-    const [scale, perLevel] = [Math.fround(largest / 32767), Math.fround(32767 / largest)];
+    const [scale, perLevel] = [Math.fround(largest / 32639), Math.fround(32639 / largest)];
     if (largest > 0) unit.forEach((value, i) => (unit[i] = scale * roundEven(Math.fround(value * perLevel))));
   }
   return Tensor.fromArray(values, x.shape);
