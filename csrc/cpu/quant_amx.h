@@ -20,9 +20,8 @@ constexpr int kAmxRows = 16;
 
 inline void amx_pack_x(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
   pack_units_of_x<kAmxXUnits>(x, ldx, rows, k, out, lane_stride, [&](const int16_t* levels, float* to, int64_t row) {
-    auto* bytes = reinterpret_cast<int8_t*>(to) + row * kQuantUnit;
-    for (int64_t i = 0; i < kQuantUnit; i++) bytes[i] = high_byte(levels[i]);
-    for (int64_t i = 0; i < kQuantUnit; i++) bytes[rows * kQuantUnit + i] = low_byte(levels[i]);
+    auto* high = reinterpret_cast<int8_t*>(to) + row * kQuantUnit;
+    split_levels(levels, high, high + rows * kQuantUnit);
   });
 }
 

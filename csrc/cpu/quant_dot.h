@@ -88,25 +88,50 @@ inline void round_x(const float* x, int64_t units, int16_t* levels, float* scale
   for (int64_t unit = 0; unit < units; unit++) scales[unit] += spoilt;
 }
 
-// A level and its two bytes: level = 256 * high + low.
-inline int8_t high_byte(int16_t level) { return static_cast<int8_t>((level + 128) >> 8); }
-inline int8_t low_byte(int16_t level) { return static_cast<int8_t>(level); }
-
 // A block of levels in the order of columns, unit by unit, in that of quads.
 inline void pack_levels(const int16_t* levels, QuantX& out) {
+#if defined(QF_BYTE_PRODUCTS)
+  alignas(64) int8_t bytes[2][kLanes][kQuantUnit];
+  for (int unit = 0; unit < kLanes; unit++) split_levels(levels + unit * kQuantUnit, bytes[0][unit], bytes[1][unit]);
+  for (int part = 0; part < 2; part++) {
+    Vf tile[kLanes];
+#pragma GCC unroll 16
+    for (int unit = 0; unit < kLanes; unit++) tile[unit] = as_float(load_bits(bytes[part][unit]));
+    transpose(tile);
+#pragma GCC unroll 16
+    for (int quad = 0; quad < kUnitQuads; quad++) store(reinterpret_cast<float*>(out.levels[quad][part]), tile[quad]);
+  }
+#else
   for (int64_t unit = 0; unit < kLanes; unit++) {
     for (int64_t quad = 0; quad < kUnitQuads; quad++, levels += 4) {
-      int8_t* first = out.levels[quad][0] + 4 * unit;
-      int8_t* second = out.levels[quad][1] + 4 * unit;
-#if defined(QF_BYTE_PRODUCTS)
-      for (int i = 0; i < 4; i++) first[i] = high_byte(levels[i]), second[i] = low_byte(levels[i]);
-#else
       const int16_t even[2] = {levels[0], levels[2]}, odd[2] = {levels[1], levels[3]};
-      __builtin_memcpy(first, even, 4);
-      __builtin_memcpy(second, odd, 4);
-#endif
+      __builtin_memcpy(out.levels[quad][0] + 4 * unit, even, 4);
+      __builtin_memcpy(out.levels[quad][1] + 4 * unit, odd, 4);
     }
   }
+#endif
+}
+
+// The sum of the levels of each unit.
+inline void level_sums(const QuantX& x, int32_t* sums) {
+  Vi sum = zero_bits();
+#if defined(QF_BYTE_PRODUCTS)
+  constexpr int32_t kOnes = 0x01010101;
+  const Vi ones = broadcast_bits(&kOnes);
+  Vi low = zero_bits();
+  for (const auto& quad : x.levels) {
+    sum = mac_bytes(sum, ones, load_bits(quad[0]));
+    low = mac_bytes(low, ones, load_bits(quad[1]));
+  }
+  sum = times_256(sum) + low;
+#else
+  constexpr int32_t kOnes = 0x00010001;
+  const Vi ones = broadcast_bits(&kOnes);
+  for (const auto& quad : x.levels) {
+    sum = mac_i16(mac_i16(sum, load_bits(quad[0]), ones), load_bits(quad[1]), ones);
+  }
+#endif
+  store(reinterpret_cast<float*>(sums), as_float(sum));
 }
 
 template <int kBits>
@@ -119,12 +144,9 @@ void pack_quant_x(const float* x, int64_t k, int64_t group, void* out) {
     for (int64_t i = count; i < kLanes; i++) block->scale[i] = 0;
     round_x(x + first * kQuantUnit, count, levels, block->scale);
     block->first_group = unit_groups(first, count, group, block->group);
-    for (int64_t i = 0; i < kLanes; i++) {
-      int32_t sum = 0;
-      for (int64_t c = 0; c < kQuantUnit; c++) sum += levels[i * kQuantUnit + c];
-      block->offset[i] = -quant_zero(kBits) * sum;
-    }
     pack_levels(levels, *block);
+    level_sums(*block, block->offset);
+    for (int32_t& offset : block->offset) offset *= -quant_zero(kBits);
   }
 }
 

@@ -11,6 +11,7 @@
 //   byte_part<bits>(v, i): from each byte of packed weights the i-th weight, as stored
 //   mac_bytes(sum, a, b): lane i of sum plus the products of the four bytes of lane i, those of a unsigned, of b signed
 //   times_256(v): of 32-bit lanes
+//   split_levels(p, high, low): of 64 16-bit numbers, the signed bytes that make 256 * high + low
 #pragma once
 
 #include "simd.h"
@@ -60,6 +61,15 @@ inline Vi byte_part(Vi a, int i) {
 }
 inline Vi mac_bytes(Vi sum, Vi a, Vi b) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
 inline Vi times_256(Vi a) { return {_mm512_slli_epi32(a.v, 8)}; }
+inline void split_levels(const int16_t* p, int8_t* high, int8_t* low) {
+#pragma GCC unroll 2
+  for (int i = 0; i < 64; i += 32) {
+    const __m512i v = _mm512_loadu_si512(p + i);
+    const __m512i above = _mm512_srai_epi16(_mm512_add_epi16(v, _mm512_set1_epi16(128)), 8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + i), _mm512_cvtepi16_epi8(above));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + i), _mm512_cvtepi16_epi8(v));
+  }
+}
 #endif
 
 #elif defined(QF_ISA_AVX2)
