@@ -119,7 +119,7 @@ inline void amx_quant_products(const OuterJob& job) {
 }
 
 inline constexpr QuantOuterKernels kQuantAmxKernels = {
-    7,
+    12,
     kAmxRows,
     kAmxXUnits,
     kAmxWUnits,

@@ -143,7 +143,7 @@ struct QuantTiles {
 };
 
 inline constexpr QuantOuterKernels kQuantOuterKernels = {
-    9,
+    17,
     kQuantOuterRows,
     kStepUnits,
     kStepUnits,
