@@ -136,6 +136,14 @@ describe('the report', () => {
     expect(text).toContain('Bars: 0 met, 1 lost, 0 not run.');
   });
 
+  it('says what was found about a loss, of the rows that are lost alone', () => {
+    const rows = [rowOf('decode, int4', [1000], [500], 1.2), rowOf('decode, int8', [500], [1000], 1.2)];
+    const [, causes] = peerMarkdown(reportOf(rows), 'x.svg').split('## Causes found of what is lost');
+    expect(causes).toMatch(/\*\*LLaMA 1\.1B: decode, int4\*\*: \S/);
+    expect(causes).not.toContain('decode, int8');
+    expect(peerMarkdown(reportOf(rows.slice(1)), 'x.svg')).not.toContain('Causes');
+  });
+
   it('keeps the other rows of an earlier report and replaces those measured again', () => {
     const file = join(dir, 'earlier.json');
     writeFileSync(file, JSON.stringify(reportOf([rowOf('a', [1], [1], 1), rowOf('b', [1], [1], 1)])));

@@ -6,6 +6,7 @@ import { packageRoot } from '../../lib/package-root.js';
 import type { Machine } from '../machine.js';
 import { reportName, round, table } from '../report-rows.js';
 import type { Peaks } from '../row.js';
+import { causesOf } from './causes.js';
 import { inUnit, type ComparisonRow, type RivalFigures, type Spread, type Unit } from './comparison.js';
 import type { Fact } from './fact.js';
 import type { PeerState } from './install.js';
@@ -98,7 +99,14 @@ export function peerMarkdown(report: PeerReport, svg: string): string {
     ]);
     lines.push(...table(['', 'threads', 'measured', 'bar', '', ''], cells));
   }
+  const causes = causesOf(lostIn(report));
+  if (causes.length > 0) lines.push('', '## Causes found of what is lost', '', ...causes);
   return `${lines.join('\n')}\n`;
+}
+
+function lostIn({ rows, facts }: PeerReport): string[] {
+  const lost = rows.filter(({ judgements }) => judgements.some(({ verdict }) => verdict === 'LOST'));
+  return [...lost, ...facts.filter(({ verdict }) => verdict === 'LOST')].map(({ group, name }) => `${group}: ${name}`);
 }
 
 // One line for each peer; what concerns ours stands in the first.

@@ -1,0 +1,72 @@
+// Why rows miss their bars, as far as it was found: printed under a report for what it shows as lost. Figures are of an Emerald
+// Rapids Xeon whose two CPUs are hyper-threads of one core, one thread unless said, and of the change that found them.
+
+interface Cause {
+  /** The rows it is about, by "group: name". */
+  of: RegExp;
+  text: string;
+}
+
+const CAUSES: readonly Cause[] = [
+  {
+    of: /^linear: M=257 .* f32 /,
+    text:
+      'The limit is a loop of multiply-adds on registers. A loop that also loads its operands from L1, as a product must, reaches ' +
+      '84 to 98 % of it, by the phase of the host; two hyper-threads of a core compete for the load ports as well. Packing w takes ' +
+      '7 % of the time of its products, and packing x for 768 columns as much as one panel of w of 24. Tried: dot products on ' +
+      'packed panels (58 % where outer products reach 63 to 69 %), then outer products (this one).',
+  },
+  {
+    of: /^linear: M=257 .* bf16 /,
+    text:
+      'The matrix unit reaches its limit of 2,347 GFLOP/s on tiles that stay in registers; each of two hyper-threads about 940 then. ' +
+      'Of a product of 257 × 1408 × 1408 writing y takes 15 % (its lines go to L3 and back), packing x 11 %, sums that wait between ' +
+      'panels 15 %, and one of 17 tiles of rows has a single row. oneDNN with weights packed beforehand reaches 41 to 48 %. Tried: panels ' +
+      'from L2 with w in place (834 GFLOP/s), then w copied on its first use and sums finished between products (1,117).',
+  },
+  {
+    of: /^linear: M=(8|32) .* bf16 /,
+    text: 'Bound by reading w from DRAM and by copying it into the order of tiles, which PyTorch has done before the first run.',
+  },
+  {
+    of: /^linear, one row: .* int[48] /,
+    text:
+      'The limit is a read of one long array. A product reads as many streams of weights as a tile has rows, and as many of scales, and ' +
+      'begins and ends them in microseconds; from L2 the loops take up to 35 GB/s (int4) and 60 GB/s (int8).',
+  },
+  {
+    of: /^LLaMA 1\.1B: decode, int/,
+    text:
+      'A token reads 1,099 MB (int8) or 615 MB (int4), where Q8_0 and Q4_0 read 1,099 and 581 MB: 60 MB are f32 scales, and the head has 8 ' +
+      'bits. The products alone take 24.5 of 27.5 ms of a token in int4, with two threads; those of the key and value matrices of 256 rows ' +
+      'read at half the rate of the others, and weights of less than 4 MB, 45 % of the bytes, are not on huge pages.',
+  },
+  {
+    of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,
+    text:
+      'x has 16 bits, which on the matrix unit are two products of bytes, and sums leave the tiles for each group of 64 columns to be ' +
+      'scaled. A step of 16 × 32 sums costs 120 ns: loading tiles 40, multiplying 33, storing 25, scaling 40, hardly overlapped. Tried: ' +
+      'scaling between the instructions of the next step (no gain; slower beside a busy hyper-thread), tiles of rows in groups that ' +
+      'stay in L1 with x fetched ahead (no gain). bf16 weights need neither and are the faster choice for long prompts.',
+  },
+  {
+    of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16/,
+    text: 'As the bf16 products of 257 rows, which are nearly all of its arithmetic.',
+  },
+  {
+    of: /^ViT-g.* f32$/,
+    text: 'As the f32 products of 257 rows, which are 97 % of the arithmetic of the tower.',
+  },
+  {
+    of: /^start: /,
+    text: 'Nearly all of it is Node itself: see the empty program of the same run.',
+  },
+];
+
+/** Lines of Markdown: what was found about those of `lost`, each "group: name". */
+export function causesOf(lost: readonly string[]): string[] {
+  return CAUSES.flatMap(({ of, text }) => {
+    const rows = [...new Set(lost.filter((title) => of.test(title)))];
+    return rows.length === 0 ? [] : [`- **${rows.join('; ')}**: ${text}`];
+  });
+}
