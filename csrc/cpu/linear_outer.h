@@ -61,12 +61,16 @@ void outer_pack_x(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k
     for (int64_t group = 0; group < rows; group += kLanes) {
       const int64_t count = smaller(kLanes, rows - group);
       const typename Dot::X* from = x + group * ldx + i;
-      turn_step(
-          count,
-          [&](int row) {
-            return k - i >= Dot::kStep ? Dot::load_x(from + row * ldx) : Dot::load_x(from + row * ldx, k - i);
-          },
-          tile);
+      // Past the last row, which is not stored, the last one again: whatever `count` is, the tile stays in registers.
+      const auto row = [&](int64_t lane) { return from + smaller(lane, count - 1) * ldx; };
+      if (k - i >= Dot::kStep) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kLanes; lane++) tile[lane] = Dot::load_x(row(lane));
+      } else {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kLanes; lane++) tile[lane] = Dot::load_x(row(lane), k - i);
+      }
+      transpose(tile);
       store_lanes(tile, count, out + group, lane_stride);
     }
   }
