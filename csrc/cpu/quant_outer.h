@@ -44,15 +44,16 @@ inline void outer_pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_
   });
 }
 
-// The parts of a word of kLanes rows of w: their number, and part i as a step has it, at place place(word, i).
+// The parts of a word of kLanes rows of w: their number, and part i as a step has it, place(half, word, i) units from
+// its beginning, `half` of the panel's columns.
 template <int kBits>
 struct PairParts {
   static constexpr int64_t kUnits = kStepUnits;
   static constexpr int kCount = 2 * QuantForm<kBits>::kWordQuads;
   static Vi part(Vi word, int i) { return less(word_part<kBits>(word, i), quant_zero(kBits)); }
-  static constexpr int64_t place(int64_t word, int i) {
+  static constexpr int64_t place(int64_t half, int64_t word, int i) {
     constexpr int kQuads = QuantForm<kBits>::kWordQuads;
-    return 2 * (word * kQuads + i % kQuads) + i / kQuads;
+    return (2 * (word * kQuads + i % kQuads) + i / kQuads) * kOuterColumns + half * kLanes;
   }
 };
 
@@ -61,10 +62,10 @@ template <int kBits, class Parts>
 void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride) {
   using Form = QuantForm<kBits>;
   const int64_t row_bytes = Form::row_bytes(w), row_groups = w.k / w.group, units = w.k / kQuantUnit;
-  for (int64_t half = 0; half < kOuterColumns; half += kLanes) {
-    const int64_t rows = columns <= half ? 0 : smaller(kLanes, columns - half);
-    const QuantRows from = Form::row(w, half);
-    float* to = out + half;
+  for (int64_t half = 0; half < 2; half++) {
+    const int64_t rows = columns <= half * kLanes ? 0 : smaller(kLanes, columns - half * kLanes);
+    const QuantRows from = Form::row(w, half * kLanes);
+    float* to = out;
     for (int64_t first = 0; first < units; first += kLanes, to += Parts::kUnits * kOuterColumns) {
       const int64_t count = smaller(kLanes, units - first);
       const UnitPlace place = unit_place(first, units, kBits);
@@ -82,7 +83,7 @@ void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t
         for (int lane = 0; lane < kLanes; lane++) {
 #pragma GCC unroll 4
           for (int i = 0; i < Parts::kCount; i++) {
-            store(to + lane_at(lane) * lane_stride + Parts::place(word, i) * kOuterColumns,
+            store(to + lane_at(lane) * lane_stride + Parts::place(half, word, i),
                   as_float(Parts::part(as_bits(tile[lane]), i)));
           }
         }
@@ -96,7 +97,7 @@ void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t
           [&](int row) { return spread(load_partial(from.scales + row * row_groups + first_group, groups), index); },
           tile);
       for (int lane = 0; lane < kLanes; lane++) {
-        store(to + lane_at(lane) * lane_stride + (Parts::kUnits - 1) * kOuterColumns, tile[lane]);
+        store(to + lane_at(lane) * lane_stride + (Parts::kUnits - 1) * kOuterColumns + half * kLanes, tile[lane]);
       }
     }
   }
