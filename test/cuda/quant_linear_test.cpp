@@ -1,6 +1,7 @@
-// quantize on the emulated GPU gives the CPU backend's bits; quant_linear gives those of linear on the widened weights,
+// quantize on the emulated GPU gives the CPU backend's levels and scales; quant_linear gives those of linear on the widened weights,
 // and what both stand for is compared with double.
 #include "cpu/cpu_backend.h"
+#include "cpu/quant_layout.h"
 #include "emulator/launch.h"
 #include "quant_product.h"
 
@@ -14,10 +15,31 @@ QfQuantize quantize_args(const QuantShape& s, const void* w, int64_t ldw, int32_
   return {w, q, scales, s.n, s.k, ldw, s.group, dtype, s.bits};
 }
 
+// The CPU's units of columns (cpu/quant_layout.h) in the order of columns, coded as on a GPU.
+std::vector<uint8_t> in_order(const QuantShape& s, const std::vector<uint8_t>& q) {
+  using namespace qformer::cpu;
+  const int64_t units = s.k / kQuantUnit, row_bytes = s.k * s.bits / 8;
+  std::vector<uint8_t> codes(q.size());
+  for (int64_t i = 0; i < s.n * s.k; ++i) {
+    const int64_t row = i / s.k, column = i % kQuantUnit;
+    const UnitPlace place = unit_place(i % s.k / kQuantUnit, units, s.bits);
+    const int64_t word = column / (32 / s.bits), byte = place.from + word * place.stride + column % 4;
+    const uint8_t stored = q[static_cast<size_t>(row * row_bytes + byte)];
+    if (s.bits == 8) {
+      codes[static_cast<size_t>(i)] = static_cast<uint8_t>(stored - quant_zero(8));
+    } else {
+      const int code = column % 8 < 4 ? stored & 15 : stored >> 4;
+      codes[static_cast<size_t>(i / 2)] |= static_cast<uint8_t>(code << i % 2 * 4);
+    }
+  }
+  return codes;
+}
+
 Codes quantized_on_cpu(const QuantShape& s, const std::vector<uint8_t>& w, int64_t ldw, int32_t dtype) {
   Codes codes = codes_of(s);
   const QfQuantize args = quantize_args(s, w.data(), ldw, dtype, codes.q.data(), codes.scales.data());
   CHECK_EQ(qformer::cpu::cpu_backend()->quantize(0, &args), QF_OK);
+  if (s.group % qformer::cpu::kQuantUnit == 0) codes.q = in_order(s, codes.q);
   return codes;
 }
 
@@ -45,7 +67,8 @@ void check_quantize(const QuantShape& s, const std::vector<float>& values, int32
 TEST("quantize gives the CPU's codes and scales for every dtype, group and stride") {
   constexpr QuantShape kShapes[] = {{3, 64, 32, 8},  {3, 64, 32, 4}, {5, 96, 96, 8},   {5, 96, 96, 4},
                                     {7, 6, 2, 8},    {7, 6, 2, 4},   {2, 258, 258, 8}, {2, 258, 86, 4},
-                                    {1, 128, 64, 8}, {1, 130, 26, 4}};
+                                    {1, 128, 64, 8}, {1, 130, 26, 4},
+                                    {3, 192, 64, 4}, {2, 1152, 128, 4}};
   for (const int32_t dtype : kDtypes) {
     for (const QuantShape& shape : kShapes) {
       check_quantize(shape, Random(1).floats(shape.n * shape.k), dtype);
