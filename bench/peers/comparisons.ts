@@ -71,7 +71,6 @@ function decodeComparison(
 
 function prefillComparison(weights: 'bf16' | 'int8' | 'int4', gguf: 'BF16' | 'Q8_0' | 'Q4_0'): Comparison {
   const task = { kind: 'prefill', tokens: PREFILLED } as const;
-  // the bar is the best of all of them, so bf16, the first, meets each
   // the bar is the best peer of any type: bf16, our fastest, meets all of them, the others their like
   const all = weights === 'bf16' ? (['BF16', 'Q8_0', 'Q4_0'] as const) : [gguf];
   const files = all.map((type) => `llama-1b-${type}.gguf` as const);
