@@ -150,6 +150,18 @@ const cases: [string, string, RegExp, () => unknown][] = [
   ['warpLogits', 'INVALID_ARGUMENT', /minTokensToKeep must be between 1 and/, () => warp(0)],
   [
     'attention',
+    'INVALID_ARGUMENT',
+    /attention: math must be one of/,
+    () =>
+      ops.attention(f(3, 4, 8), f(3, 4, 8), f(3, 4, 8), {
+        cuSeqlensQ: packed(3),
+        cuSeqlensK: packed(3),
+        scale: 1,
+        math: 'f16' as never,
+      }),
+  ],
+  [
+    'attention',
     'SHAPE',
     /v must be \[5, 2, 8\]/,
     () => ops.attention(f(3, 4, 8), f(5, 2, 8), f(5, 2, 4), { cuSeqlensQ: packed(3), cuSeqlensK: packed(5), scale: 1 }),

@@ -146,7 +146,7 @@ describe.each(testDevices)('on %s', (device) => {
     );
     const scale = 1 / Math.sqrt(headDim);
 
-    const paged = (q: Tensor, k: Tensor, v: Tensor, cuts: number[], cacheDtype: Dtype): Tensor[] => {
+    const paged = (q: Tensor, k: Tensor, v: Tensor, cuts: number[], cacheDtype: Dtype, math: ops.Math): Tensor[] => {
       const shape = [blocks, blockSize, kvHeads, headDim];
       const [kCache, vCache] = [
         Tensor.zeros(shape, { dtype: cacheDtype, device }),
@@ -160,48 +160,57 @@ describe.each(testDevices)('on %s', (device) => {
           blockTable: ints(table, [1, blocks]),
           contextLens: ints([end]),
           scale,
+          math,
         });
       });
     };
 
-    it.each(['f32', 'bf16'] as Dtype[])(
-      'gives the same bits in one prefill, in chunks and token by token (%s cache)',
-      (cacheDtype) =>
+    it.each([
+      ['f32', 'f32'],
+      ['bf16', 'f32'],
+      ['f32', 'bf16'],
+    ] as [Dtype, ops.Math][])(
+      'gives the same bits in one prefill, in chunks and token by token (%s cache, %s math)',
+      (cacheDtype, math) =>
         scope(() => {
           const [q, k, v] = [
             random([tokens, heads, headDim], 1),
             random([tokens, kvHeads, headDim], 2),
             random([tokens, kvHeads, headDim], 3),
           ];
-          const [whole] = paged(q, k, v, [0, tokens], cacheDtype);
+          const [whole] = paged(q, k, v, [0, tokens], cacheDtype, math);
           const cuts = [0, 1, 2, 17, 64, 65, 130, 255, 256, 257, 299, tokens];
-          paged(q, k, v, cuts, cacheDtype).forEach((part, i) => {
+          paged(q, k, v, cuts, cacheDtype, math).forEach((part, i) => {
             expectSameBits(part, whole!.slice(0, cuts[i]!, cuts[i + 1]!), `tokens ${cuts[i]} to ${cuts[i + 1]}`);
           });
         }),
     );
 
-    it('gives the same bits packed and paged, and beside other sequences', () =>
-      scope(() => {
-        const [q, k, v] = [
-          random([tokens, heads, headDim], 1),
-          random([tokens, kvHeads, headDim], 2),
-          random([tokens, kvHeads, headDim], 3),
-        ];
-        const [whole] = paged(q, k, v, [0, tokens], 'f32');
-        const one = ops.attention(q, k, v, {
-          cuSeqlensQ: ints([0, tokens]),
-          cuSeqlensK: ints([0, tokens]),
-          scale,
-          mask: 'causal',
-        });
-        expectSameBits(one, whole!, 'packed');
-        const cu = ints([0, 7, 207, tokens]);
-        const three = ops.attention(q, k, v, { cuSeqlensQ: cu, cuSeqlensK: cu, scale, mask: 'full' });
-        const middle = { cuSeqlensQ: ints([0, 200]), cuSeqlensK: ints([0, 200]), scale, mask: 'full' } as const;
-        const alone = ops.attention(q.slice(0, 7, 207), k.slice(0, 7, 207), v.slice(0, 7, 207), middle);
-        expectSameBits(three.slice(0, 7, 207), alone, 'the middle sequence');
-      }));
+    it.each(['f32', 'bf16'] as const)(
+      'gives the same bits packed and paged, and beside other sequences, in %s math',
+      (math) =>
+        scope(() => {
+          const [q, k, v] = [
+            random([tokens, heads, headDim], 1),
+            random([tokens, kvHeads, headDim], 2),
+            random([tokens, kvHeads, headDim], 3),
+          ];
+          const [whole] = paged(q, k, v, [0, tokens], 'f32', math);
+          const one = ops.attention(q, k, v, {
+            cuSeqlensQ: ints([0, tokens]),
+            cuSeqlensK: ints([0, tokens]),
+            scale,
+            mask: 'causal',
+            math,
+          });
+          expectSameBits(one, whole!, 'packed');
+          const cu = ints([0, 7, 207, tokens]);
+          const three = ops.attention(q, k, v, { cuSeqlensQ: cu, cuSeqlensK: cu, scale, mask: 'full', math });
+          const middle = { cuSeqlensQ: ints([0, 200]), cuSeqlensK: ints([0, 200]), scale, mask: 'full', math } as const;
+          const alone = ops.attention(q.slice(0, 7, 207), k.slice(0, 7, 207), v.slice(0, 7, 207), middle);
+          expectSameBits(three.slice(0, 7, 207), alone, 'the middle sequence');
+        }),
+    );
   });
 
   it('gives rows of norms and softmax the same bits in any batch', () =>

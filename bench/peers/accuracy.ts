@@ -16,8 +16,8 @@ export async function accuracyFacts(smoke: boolean): Promise<Fact[]> {
   if (smoke) return facts;
   const variants: [name: string, options: LoadOptions][] = [
     ['bf16 weights and products', { dtype: 'bf16' }],
-    ['int8 weights', { quantize: 'int8' }],
-    ['int4 weights', { quantize: 'int4' }],
+    ['int8 weights', { quantize: 'int8', dtype: 'bf16' }],
+    ['int4 weights', { quantize: 'int4', dtype: 'bf16' }],
   ];
   const exact = await answersWith({ dtype: 'f32' });
   for (const [name, options] of variants) {

@@ -39,10 +39,10 @@ async function prepareLanguageModel(job: Job & { kind: 'decode' | 'prefill' }): 
   const { loadModel } = await importPackage();
   const { weights, threads } = job;
   const quantize = weights === 'int8' || weights === 'int4' ? { quantize: weights } : {};
-  const dtype = weights === 'bf16' || weights === 'f32' ? { dtype: weights } : {};
+  const dtype = weights === 'f32' ? 'f32' : 'bf16';
   // equal prompts must not be answered from memory
   const options = { device: 'cpu', threads, prefixCache: false, maxBatchSize: 1, kvCacheTokens: CONTEXT } as const;
-  const model = await loadModel(job.model, { ...options, ...quantize, ...dtype });
+  const model = await loadModel(job.model, { ...options, ...quantize, dtype });
   let salt = 0;
   const generate = (prompt: number, maxNewTokens: number) =>
     model.generate(promptIds(prompt, salt++), { maxNewTokens, ignoreEos: true });

@@ -47,10 +47,12 @@ typedef enum QfActivation {
   QF_ACT_SILU = 4,  // x * sigmoid(x)
 } QfActivation;
 
-// How the products of a linear op are formed. Both accumulate in f32.
+// How the products of linear ops and of attention are formed. Both accumulate in f32.
 typedef enum QfMath {
-  QF_MATH_F32 = 0,   // 16-bit weights are widened exactly, products in f32
-  QF_MATH_BF16 = 1,  // x is rounded to bf16 first; needs bf16 weights, otherwise the same as QF_MATH_F32
+  QF_MATH_F32 = 0,  // 16-bit weights are widened exactly, products in f32
+  // Linear ops: x is rounded to bf16 first; needs bf16 weights, otherwise the same as QF_MATH_F32. Attention: q, k, v
+  // and the softmax weights may be rounded to bf16, where that is faster.
+  QF_MATH_BF16 = 1,
 } QfMath;
 
 // Which keys a query row sees. Row i and key j count from the start of their own sequence.
@@ -208,6 +210,7 @@ typedef struct QfAttention {
   int32_t dtype;
   int32_t mask;       // QfMask
   int32_t num_query;  // query rows at the head of each sequence, for QF_MASK_ITC and QF_MASK_ITG
+  int32_t math;       // QfMath; dtype f32 only
 } QfAttention;
 
 // Writes the k and v of new tokens into their slots. slot = block * block_size + offset; a negative slot is skipped.
@@ -237,6 +240,7 @@ typedef struct QfPagedAttention {
   int64_t bias_span, bias_origin;
   float scale;
   int32_t dtype, cache_dtype;
+  int32_t math;  // QfMath; dtype f32 only
 } QfPagedAttention;
 
 // One cross-attention block of the Q-Former (post-norm): y = layer_norm(x + (attention(x · wqᵀ + bq, k, v)) · woᵀ +

@@ -1,7 +1,8 @@
 // Attention over packed sequences and over the paged cache: checks the index tensors, cuts the work into jobs of one
-// sequence, one kv head and up to 128 rows, and hands them to the threads. The arithmetic is in attention_kernels.h;
-// where jobs are cut has no influence on any bit of the result. Traffic: per job K and V of the visible keys once, q
-// and o once; K and V are read again for every 128 rows.
+// sequence, one kv head and some rows, and hands them to the threads. The arithmetic is in attention_kernels.h, that of
+// bf16 products on a matrix unit in attention_amx.h; where jobs are cut has no influence on any bit of the result.
+// Traffic: per job K and V of the visible keys once, q and o once; K and V are read again for every kJobRows (with a
+// matrix unit kTileJobRows) rows.
 
 #include <algorithm>
 #include <vector>
@@ -30,10 +31,13 @@ QfStatus check_offsets(const char* op, const char* name, const int32_t* offsets,
   return fail(QF_INVALID_ARGUMENT, "%s: %s must rise from 0 to %lld", op, name, static_cast<long long>(tokens));
 }
 
-// Pieces of at most kJobRows rows; none crosses token `cut` of its sequence.
+// Whether products are those of a matrix unit.
+bool takes_tiles(int32_t math) { return math == QF_MATH_BF16 && kernels().attention.run_tiles != nullptr; }
+
+// Pieces of at most kJobRows or kTileJobRows rows; none crosses token `cut` of its sequence.
 void add_pieces(std::vector<Piece>& pieces, int64_t sequence, int64_t tokens, int64_t cut, int64_t group,
-                int64_t kv_heads) {
-  const int64_t step = std::max<int64_t>(1, kJobRows / group);
+                int64_t kv_heads, bool tiles) {
+  const int64_t step = std::max<int64_t>(1, (tiles ? kTileJobRows : kJobRows) / group);
   for (int64_t first = 0; first < tokens;) {
     const int64_t end = std::min(first + step, first < cut ? std::min(cut, tokens) : tokens);
     for (int64_t h = 0; h < kv_heads; ++h) {
@@ -43,19 +47,32 @@ void add_pieces(std::vector<Piece>& pieces, int64_t sequence, int64_t tokens, in
   }
 }
 
+// Takes the tokens that do not see `key` from the front of a job.
+void skip_tokens(AttentionJob& job, int64_t key) {
+  int64_t blind = 0;
+  while (blind < job.tokens && job.key_limits[blind] <= key) blind++;
+  job.q += blind * job.q_stride;
+  job.o += blind * job.o_stride;
+  job.key_limits += blind;
+  job.position += blind;
+  job.tokens -= blind;
+}
+
 // Runs fill(piece, job, key_limits) and the kernel for every piece. `work`: multiply-adds of all pieces together.
 template <class Fill>
-void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_dim, double work, const Fill& fill) {
+void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_dim, double work, bool tiles,
+                const Fill& fill) {
   if (pieces.empty()) return;
-  constexpr double kMultiplyAddsPerNanosecond = 15.0;
-  const double cost = work / kMultiplyAddsPerNanosecond / static_cast<double>(pieces.size());
-  const auto kernel = kernels().attention.run;
+  const double per_nanosecond = tiles ? 60.0 : 15.0;
+  const double cost = work / per_nanosecond / static_cast<double>(pieces.size());
+  const AttentionKernels& kernel = kernels().attention;
   parallel_for(static_cast<int64_t>(pieces.size()), grain_for(cost), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Piece& piece = pieces[static_cast<size_t>(i)];
       const int64_t rows = piece.tokens * group;
-      const auto bytes = static_cast<size_t>(attention_workspace_bytes(rows, head_dim));
-      auto* workspace = static_cast<float*>(thread_scratch(Scratch::kExtra, bytes));
+      const auto workspace = [&](int64_t bytes) {
+        return static_cast<float*>(thread_scratch(Scratch::kExtra, static_cast<size_t>(bytes)));
+      };
       auto* limits =
           static_cast<int32_t*>(thread_scratch(Scratch::kRow, static_cast<size_t>(piece.tokens) * sizeof(int32_t)));
       AttentionJob job = {};
@@ -64,7 +81,8 @@ void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_di
       job.head_dim = head_dim;
       job.key_limits = limits;
       fill(piece, job, limits);
-      kernel(job, workspace);
+      if (tiles) skip_tokens(job, kernel.run_tiles(job, workspace(tile_attention_workspace_bytes(rows, head_dim))));
+      if (job.tokens > 0) kernel.run(job, workspace(attention_workspace_bytes(rows, head_dim)));
     }
   });
 }
@@ -127,15 +145,16 @@ QfStatus attention(int32_t, const QfAttention* args) {
   if (status != QF_OK) return status;
 
   const int64_t group = a.heads / a.kv_heads, head_dim = a.head_dim;
+  const bool tiles = takes_tiles(a.math);
   std::vector<Piece> pieces;
   double work = 0.0;
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t rows = a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b], keys = a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b];
     // Rows of one piece share their first key, which the ITC mask changes at num_query.
-    add_pieces(pieces, b, rows, a.mask == QF_MASK_ITC ? a.num_query : 0, group, a.kv_heads);
+    add_pieces(pieces, b, rows, a.mask == QF_MASK_ITC ? a.num_query : 0, group, a.kv_heads, tiles);
     work += 2.0 * static_cast<double>(rows * keys * a.heads * head_dim);
   }
-  run_pieces(pieces, group, head_dim, work, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
+  run_pieces(pieces, group, head_dim, work, tiles, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t k0 = a.cu_seqlens_k[piece.sequence], keys = a.cu_seqlens_k[piece.sequence + 1] - k0;
     const int64_t head = piece.kv_head * group;
@@ -166,15 +185,16 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
 
   const int64_t group = a.heads / a.kv_heads, head_dim = a.head_dim;
   const auto size = static_cast<int64_t>(qf_dtype_size(a.cache_dtype));
+  const bool tiles = takes_tiles(a.math);
   std::vector<Piece> pieces;
   double work = 0.0;
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t rows = a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b];
-    add_pieces(pieces, b, rows, 0, group, a.kv_heads);
+    add_pieces(pieces, b, rows, 0, group, a.kv_heads, tiles);
     // Few rows cost as much as a handful: bringing the keys in dominates.
     work += 2.0 * static_cast<double>(std::max<int64_t>(rows, 8) * a.context_lens[b] * a.heads * head_dim);
   }
-  run_pieces(pieces, group, head_dim, work, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
+  run_pieces(pieces, group, head_dim, work, tiles, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t context = a.context_lens[piece.sequence], head = piece.kv_head * group;
     job.q = static_cast<const float*>(a.q) + (q0 + piece.first) * a.q_stride + head * head_dim;

@@ -9,6 +9,11 @@ namespace qformer::cpu {
 inline constexpr int64_t kKeyBlock = 64;  // keys per step of the online softmax, at absolute multiples of 64
 inline constexpr int64_t kJobRows = 128;  // most rows of one job, unless one token alone has more
 
+// The same on a matrix unit.
+inline constexpr int64_t kTileKeyBlock = 512;
+inline constexpr int64_t kTileJobRows = 272;  // all of a picture of 257 patches
+inline constexpr int64_t kAllFinite = INT64_MAX;
+
 // Tokens [first_token, last_token) see the same first key; the last one may differ per token.
 struct AttentionJob {
   const float* q;  // token 0, first head of the job; tokens q_stride apart, heads head_dim apart
@@ -40,6 +45,14 @@ struct AttentionJob {
 inline int64_t attention_workspace_bytes(int64_t rows, int64_t head_dim) {
   const int64_t padded = (head_dim + 15) / 16 * 16;
   return 4 * (2 * padded * kKeyBlock + rows * (2 * padded + 2)) + 8 * 64;
+}
+
+// The same on a matrix unit.
+inline int64_t tile_attention_workspace_bytes(int64_t rows, int64_t head_dim) {
+  constexpr int64_t kTile = 1024;
+  const int64_t row_tiles = (rows + 15) / 16, steps = (head_dim + 31) / 32, tiles = (head_dim + 15) / 16;
+  const int64_t block = kTileKeyBlock / 16 * (steps + 1) + kTileKeyBlock / 32 * (tiles + 1);
+  return kTile * (block + row_tiles * (steps + tiles)) + 2 * row_tiles * 64;
 }
 
 }  // namespace qformer::cpu

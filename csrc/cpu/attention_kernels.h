@@ -196,6 +196,6 @@ inline void attention(const AttentionJob& job, float* workspace) {
   }
 }
 
-constexpr AttentionKernels kAttentionKernels = {&attention};
+constexpr AttentionKernels kAttentionKernels = {&attention, nullptr};
 
 }  // namespace qformer::cpu::QF_ISA

@@ -203,6 +203,9 @@ struct RopeKernels {
 struct AttentionKernels {
   // workspace: attention_workspace_bytes, 64-byte aligned
   void (*run)(const AttentionJob& job, float* workspace);
+  // bf16 products on a matrix unit, or null. workspace: tile_attention_workspace_bytes. Returns the first key of the
+  // job with a value that is not finite: tokens that see it must go through `run`. kAllFinite where there is none.
+  int64_t (*run_tiles)(const AttentionJob& job, float* workspace);
 };
 
 // ---- elementwise ----

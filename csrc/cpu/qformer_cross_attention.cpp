@@ -41,6 +41,7 @@ void attend(const QfQFormerCrossAttention& a, const float* q, float* context) {
   args.k_stride = args.v_stride = a.kv_stride;
   args.scale = a.scale;
   args.mask = QF_MASK_FULL;
+  args.math = a.math;
   attention(0, &args);
 }
 

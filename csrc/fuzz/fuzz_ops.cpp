@@ -99,9 +99,9 @@ class OpFuzzer {
     const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(40), batch = dim(4);
     const Tensor q = f32(Shape{dim(12), heads, d}), k = f32(Shape{dim(12), kv_heads, d}), v = f32(k.shape);
     const Tensor bias = f32(Shape{heads, dim(12)});
-    fuzz::touch(ops::attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}),
-                               in_.byte() % 2 == 0 ? nullptr : &bias, in_.extent(12), in_.number(),
-                               static_cast<int32_t>(in_.byte() % 5), in_.extent(6)));
+    fuzz::touch(ops::attention(
+        q, k, v, i32(Shape{batch + 1}), i32(Shape{batch + 1}), in_.byte() % 2 == 0 ? nullptr : &bias, in_.extent(12),
+        in_.number(), static_cast<int32_t>(in_.byte() % 5), in_.extent(6), static_cast<int32_t>(in_.byte() % 3)));
   }
   void paged() {
     const int64_t kv_heads = dim(3), d = dim(40), batch = dim(4);
@@ -110,7 +110,8 @@ class OpFuzzer {
     const auto dtype = static_cast<int32_t>(in_.byte() % 3);
     const Tensor k = in_.tensor(device_, cache, dtype), v = in_.tensor(device_, cache, dtype);
     fuzz::touch(ops::paged_attention(q, k, v, i32(Shape{batch + 1}), i32(Shape{batch, dim(4)}), i32(Shape{batch}),
-                                     in_.byte() % 2 == 0 ? nullptr : &bias, in_.extent(12), in_.number()));
+                                     in_.byte() % 2 == 0 ? nullptr : &bias, in_.extent(12), in_.number(),
+                                     static_cast<int32_t>(in_.byte() % 3)));
   }
   void kv_append() {
     const int64_t heads = dim(3), d = dim(20), tokens = dim();

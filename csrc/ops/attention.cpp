@@ -137,7 +137,7 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) {
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
                  const Tensor& cu_seqlens_k, const Tensor* bias, int64_t bias_origin, double scale, int32_t mask,
-                 int64_t num_query) {
+                 int64_t num_query, int32_t math) {
   constexpr const char* kOp = "attention";
   Device& device = common_device(kOp, q, {&k, &v, &cu_seqlens_q, &cu_seqlens_k, bias});
   QfAttention args{};
@@ -154,6 +154,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   set_bias(kOp, args, q, bias, bias_origin);
   check_range(kOp, "mask", mask, QF_MASK_FULL, QF_MASK_ITG);
   check_range(kOp, "numQuery", num_query, 0, INT32_MAX);
+  check_range(kOp, "math", math, QF_MATH_F32, QF_MATH_BF16);
   Tensor o = empty_tensor(device, q.shape, q.dtype);
   args.q = q.data();
   args.k = k.data();
@@ -170,6 +171,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   args.dtype = q.dtype;
   args.mask = mask;
   args.num_query = static_cast<int32_t>(num_query);
+  args.math = math;
   launch(device, kOp, device.backend->attention, args, o, q, k, v, cu_seqlens_q, cu_seqlens_k,
          bias != nullptr ? *bias : q);
   return o;
@@ -205,7 +207,7 @@ void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Te
 
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
                        const Tensor& block_table, const Tensor& context_lens, const Tensor* bias, int64_t bias_origin,
-                       double scale) {
+                       double scale, int32_t math) {
   constexpr const char* kOp = "pagedAttention";
   Device& device = common_device(kOp, q, {&k_cache, &v_cache, &cu_seqlens_q, &block_table, &context_lens, bias});
   QfPagedAttention args{};
@@ -219,6 +221,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   check_shape(kOp, "blockTable", block_table, Shape{args.batch, block_table.shape[1]});
   check_dense(kOp, "blockTable", block_table);
   check_vector(kOp, "contextLens", context_lens, args.batch, QF_I32);
+  check_range(kOp, "math", math, QF_MATH_F32, QF_MATH_BF16);
   set_bias(kOp, args, q, bias, bias_origin);
   Tensor o = empty_tensor(device, q.shape, q.dtype);
   args.q = q.data();
@@ -238,6 +241,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   args.scale = static_cast<float>(scale);
   args.dtype = q.dtype;
   args.cache_dtype = k_cache.dtype;
+  args.math = math;
   launch(device, kOp, device.backend->paged_attention, args, o, q, k_cache, v_cache, cu_seqlens_q, block_table,
          context_lens, bias != nullptr ? *bias : q);
   return o;

@@ -51,7 +51,7 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
 // bias: [heads, span] f32, by distance of key and query, distance 0 at bias_origin → like q, dense
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
                  const Tensor& cu_seqlens_k, const Tensor* bias, int64_t bias_origin, double scale, int32_t mask,
-                 int64_t num_query);
+                 int64_t num_query, int32_t math);
 // k, v: [tokens, kv_heads, head_dim] act, caches: [blocks, block_size, kv_heads, head_dim], slot_mapping: [tokens] i32;
 // in place
 void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Tensor& v_cache,
@@ -60,7 +60,7 @@ void kv_append(const Tensor& k, const Tensor& v, const Tensor& k_cache, const Te
 // i32, bias as in attention → like q, dense
 Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& cu_seqlens_q,
                        const Tensor& block_table, const Tensor& context_lens, const Tensor* bias, int64_t bias_origin,
-                       double scale);
+                       double scale, int32_t math);
 
 // One cross-attention block of the Q-Former: layer_norm(x + attention(x · wqᵀ + bq, k, v) · woᵀ + bo) for the first
 // num_query rows of each sequence, the others copied. x: [batch, rows, hidden] act, wq, wo: [hidden, hidden], bq, bo,

@@ -64,12 +64,16 @@ QfAttention packed_args(const Packed& p, float* o, int32_t mask, int32_t num_que
           scale,
           QF_F32,
           mask,
-          num_query};
+          num_query,
+          QF_MATH_F32};
 }
 
-std::vector<float> attend(const Packed& p, int32_t mask, int32_t num_query = 0) {
+constexpr int32_t kMaths[] = {QF_MATH_F32, QF_MATH_BF16};
+
+std::vector<float> attend(const Packed& p, int32_t mask, int32_t num_query = 0, int32_t math = QF_MATH_F32) {
   std::vector<float> o(p.q.size(), kNan);
-  const QfAttention args = packed_args(p, o.data(), mask, num_query);
+  QfAttention args = packed_args(p, o.data(), mask, num_query);
+  args.math = math;
   CHECK_EQ(cpu::attention(0, &args), QF_OK);
   return o;
 }
@@ -125,6 +129,14 @@ double worst_error(const Packed& p, const std::vector<float>& o, int32_t mask, i
   return worst;
 }
 
+float cut_to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  bits &= 0xffff0000u;
+  std::memcpy(&x, &bits, sizeof(bits));
+  return x;
+}
+
 bool same_bits(const float* a, const float* b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
 
 // The keys and values of one sequence in a paged cache whose other slots hold NaN.
@@ -171,7 +183,7 @@ Cache paged_cache(const Packed& p, int64_t block_size, int32_t dtype) {
 }
 
 // Query rows [begin, end) of a one-sequence problem over the paged cache, as one step of a prefill.
-std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t begin, int32_t end) {
+std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t begin, int32_t end, int32_t math) {
   const auto [heads, kv_heads, d] = p.shape;
   std::vector<float> o(static_cast<size_t>((end - begin) * heads * d), kNan);
   const int32_t cu_q[] = {0, end - begin}, context[] = {end};
@@ -197,7 +209,8 @@ std::vector<float> attend_paged(const Packed& p, const Cache& cache, int32_t beg
                                  0,
                                  scale,
                                  QF_F32,
-                                 cache.dtype};
+                                 cache.dtype,
+                                 math};
   CHECK_EQ(cpu::paged_attention(0, &args), QF_OK);
   return o;
 }
@@ -223,13 +236,37 @@ TEST("cross attention over 257 keys and causal rows at the end of a longer conte
   CHECK_NEAR(worst_error(causal, attend(causal, QF_MASK_CAUSAL), QF_MASK_CAUSAL), 0.0, 3e-6);
 }
 
+TEST("bf16 products agree with double on numbers that bf16 holds, but for the rounding of weights") {
+  // a power of four as head_dim, or scaling would leave q with more digits than it has
+  const Shape shapes[] = {{1, 1, 1}, {2, 2, 16}, {4, 2, 64}, {6, 1, 64}, {2, 1, 256}};
+  uint64_t seed = 40;
+  for (const Shape& shape : shapes) {
+    for (int32_t mask = QF_MASK_FULL; mask <= QF_MASK_ITG; ++mask) {
+      Packed p = random_packed(shape, {0, 1, 8, 8, 75, 108, 700}, {0, 1, 8, 8, 75, 108, 700}, seed++);
+      for (auto* values : {&p.q, &p.k, &p.v}) {
+        for (float& value : *values) value = cut_to_bf16(value);
+      }
+      // a weight is off by half a unit of 8 digits at most, a value is below 1
+      CHECK_NEAR(worst_error(p, attend(p, mask, 5, QF_MATH_BF16), mask, 5), 0.0, 0x1p-9 + 3e-6);
+    }
+  }
+}
+
+TEST("bf16 products stay near double for odd heads and the lengths of a picture") {
+  const Packed cross = random_packed({2, 2, 88}, {0, 32, 33, 290}, {0, 257, 514, 771}, 3);
+  // q, k, v and the weights are rounded
+  CHECK_NEAR(worst_error(cross, attend(cross, QF_MASK_FULL, 0, QF_MATH_BF16), QF_MASK_FULL), 0.0, 4 * 0x1p-9);
+}
+
 TEST("a row that sees no key gives zeros") {
-  const Packed more_rows = random_packed({2, 1, 40}, {0, 9}, {0, 3}, 5);
-  const auto o = attend(more_rows, QF_MASK_CAUSAL);
-  for (int64_t i = 0; i < 6 * 80; ++i) CHECK_EQ(o[i], 0.0f);
-  CHECK_NEAR(worst_error(more_rows, o, QF_MASK_CAUSAL), 0.0, 3e-6);
-  const Packed no_keys = random_packed({2, 1, 40}, {0, 2}, {0, 0}, 6);
-  for (const float value : attend(no_keys, QF_MASK_FULL)) CHECK_EQ(value, 0.0f);
+  for (const int32_t math : kMaths) {
+    const Packed more_rows = random_packed({2, 1, 40}, {0, 9}, {0, 3}, 5);
+    const auto o = attend(more_rows, QF_MASK_CAUSAL, 0, math);
+    for (int64_t i = 0; i < 6 * 80; ++i) CHECK_EQ(o[i], 0.0f);
+    CHECK_NEAR(worst_error(more_rows, o, QF_MASK_CAUSAL), 0.0, math == QF_MATH_F32 ? 3e-6 : 4 * 0x1p-9);
+    const Packed no_keys = random_packed({2, 1, 40}, {0, 2}, {0, 0}, 6);
+    for (const float value : attend(no_keys, QF_MASK_FULL, 0, math)) CHECK_EQ(value, 0.0f);
+  }
 }
 
 TEST("scores of several hundred do not overflow") {
@@ -253,41 +290,47 @@ TEST("strided rows of a fused projection give the bits of dense rows") {
   args.k = fused.data() + 264;
   args.v = fused.data() + 528;
   args.q_stride = args.k_stride = args.v_stride = 792;
-  CHECK_EQ(cpu::attention(0, &args), QF_OK);
-  CHECK(same_bits(o.data(), attend(p, QF_MASK_FULL).data(), o.size()));
+  for (const int32_t math : kMaths) {
+    args.math = math;
+    CHECK_EQ(cpu::attention(0, &args), QF_OK);
+    CHECK(same_bits(o.data(), attend(p, QF_MASK_FULL, 0, math).data(), o.size()));
+  }
 }
 
 TEST("a row has the same bits in a prefill, in chunks and in decode steps, packed or paged, in every cache dtype") {
-  const Shape shapes[] = {{2, 2, 88}, {8, 2, 64}, {5, 1, 40}};
-  const int32_t tokens = 150;
-  for (const Shape& shape : shapes) {
+  const auto check = [](const Shape& shape, int32_t tokens, int32_t dtype, int32_t math) {
     const Packed p = random_packed(shape, {0, tokens}, {0, tokens}, 9);
     const auto row = static_cast<size_t>(shape.heads * shape.head_dim);
-    for (const int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
-      const Cache cache = paged_cache(p, 16, dtype);
-      const auto whole = attend_paged(p, cache, 0, tokens);
-      if (dtype == QF_F32) CHECK(same_bits(whole.data(), attend(p, QF_MASK_CAUSAL).data(), whole.size()));
-      const Cache other_blocks = paged_cache(p, 7, dtype);
-      CHECK(same_bits(whole.data(), attend_paged(p, other_blocks, 0, tokens).data(), whole.size()));
-      for (const int32_t chunk : {1, 2, 5, 64, 101}) {
-        for (int32_t begin = 0; begin < tokens; begin += chunk) {
-          const int32_t end = std::min(begin + chunk, tokens);
-          const auto part = attend_paged(p, cache, begin, end);
-          CHECK(same_bits(part.data(), &whole[static_cast<size_t>(begin) * row], part.size()));
-        }
+    const Cache cache = paged_cache(p, 16, dtype);
+    const auto whole = attend_paged(p, cache, 0, tokens, math);
+    if (dtype == QF_F32) CHECK(same_bits(whole.data(), attend(p, QF_MASK_CAUSAL, 0, math).data(), whole.size()));
+    const Cache other_blocks = paged_cache(p, 7, dtype);
+    CHECK(same_bits(whole.data(), attend_paged(p, other_blocks, 0, tokens, math).data(), whole.size()));
+    for (const int32_t chunk : {1, 2, 5, 64, 101}) {
+      for (int32_t begin = 0; begin < tokens; begin += chunk) {
+        const int32_t end = std::min(begin + chunk, tokens);
+        const auto part = attend_paged(p, cache, begin, end, math);
+        CHECK(same_bits(part.data(), &whole[static_cast<size_t>(begin) * row], part.size()));
       }
     }
+  };
+  for (const int32_t math : kMaths) {
+    for (const int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
+      for (const Shape& shape : {Shape{2, 2, 88}, Shape{8, 2, 64}, Shape{5, 1, 40}}) check(shape, 150, dtype, math);
+    }
+    check({2, 1, 24}, 570, QF_F32, math);  // more keys than a block of either kind
   }
 }
 
 TEST("a sequence has the same bits alone, in a batch and with any number of threads") {
   const Packed p = random_packed({4, 2, 80}, {0, 5, 205, 206, 270}, {0, 5, 205, 206, 270}, 10);
   const int32_t threads = cpu::pool_threads();
-  for (int32_t mask = QF_MASK_FULL; mask <= QF_MASK_ITG; ++mask) {
+  for (int32_t i = 0; i < 8; ++i) {
+    const int32_t mask = i / 2, math = kMaths[i % 2];
     cpu::set_pool_threads(1);
-    const auto o = attend(p, mask, 32);
+    const auto o = attend(p, mask, 32, math);
     cpu::set_pool_threads(3);
-    CHECK(same_bits(o.data(), attend(p, mask, 32).data(), o.size()));
+    CHECK(same_bits(o.data(), attend(p, mask, 32, math).data(), o.size()));
     for (size_t b = 0; b + 1 < p.cu_q.size(); ++b) {
       const int32_t begin = p.cu_q[b], end = p.cu_q[b + 1];
       const Packed alone = {p.shape,
@@ -296,17 +339,34 @@ TEST("a sequence has the same bits alone, in a batch and with any number of thre
                             {p.v.begin() + begin * 160, p.v.begin() + end * 160},
                             {0, end - begin},
                             {0, end - begin}};
-      CHECK(same_bits(attend(alone, mask, 32).data(), &o[static_cast<size_t>(begin) * 320], alone.q.size()));
+      CHECK(same_bits(attend(alone, mask, 32, math).data(), &o[static_cast<size_t>(begin) * 320], alone.q.size()));
     }
   }
   cpu::set_pool_threads(threads);
 }
 
 TEST("keys a causal row does not see cannot poison it") {
-  Packed p = random_packed({1, 1, 40}, {0, 20}, {0, 20}, 11);
-  const auto clean = attend(p, QF_MASK_CAUSAL);
-  for (int64_t i = 10 * 40; i < 20 * 40; ++i) p.k[i] = p.v[i] = kNan;
-  CHECK(same_bits(clean.data(), attend(p, QF_MASK_CAUSAL).data(), 10 * 40));
+  for (const int32_t math : kMaths) {
+    for (const int64_t first : {9, 10}) {
+      Packed p = random_packed({1, 1, 40}, {0, 20}, {0, 20}, 11);
+      const auto clean = attend(p, QF_MASK_CAUSAL, 0, math);
+      for (int64_t i = first * 40; i < 20 * 40; ++i) p.k[i] = p.v[i] = kNan;
+      const auto o = attend(p, QF_MASK_CAUSAL, 0, math);
+      CHECK(same_bits(clean.data(), o.data(), static_cast<size_t>(first) * 40));
+      for (int64_t i = first * 40; i < 20 * 40; ++i) CHECK(std::isnan(o[i]));
+    }
+  }
+}
+
+TEST("an infinite value reaches the rows that see it, in either arithmetic") {
+  for (const int32_t math : kMaths) {
+    Packed p = random_packed({2, 1, 40}, {0, 20}, {0, 20}, 11);
+    p.v[7 * 40 + 3] = -std::numeric_limits<float>::infinity();
+    const auto o = attend(p, QF_MASK_CAUSAL, 0, math);
+    for (int64_t row = 0; row < 40; ++row) {
+      for (int64_t e = 0; e < 40; ++e) CHECK_EQ(std::isinf(o[row * 40 + e]), row / 2 >= 7 && e == 3);
+    }
+  }
 }
 
 TEST("offsets that do not rise to the number of tokens are refused") {
@@ -352,7 +412,8 @@ TEST("block numbers, context lengths and slots outside the cache are refused by 
                                  0,
                                  1.0f,
                                  QF_F32,
-                                 QF_F32};
+                                 QF_F32,
+                                 QF_MATH_F32};
   CHECK_EQ(cpu::paged_attention(0, &args), QF_OK);
   for (const int32_t bad : {-1, static_cast<int32_t>(cache.blocks), INT32_MAX}) {
     cache.table[2] = bad;

@@ -143,6 +143,7 @@ export class LlamaLayer {
       blockTable: batch.blockTable,
       contextLens: batch.contextLens,
       scale: headDim ** -0.5,
+      math: this.qProj.math,
     });
     return heads.reshape([x.shape[0]!, numHeads * headDim]);
   }

@@ -137,6 +137,7 @@ export class OptLayer {
       blockTable: batch.blockTable,
       contextLens: batch.contextLens,
       scale: headDim ** -0.5,
+      math: this.qProj.math,
     });
     return heads.reshape([x.shape[0]!, hiddenSize]);
   }

@@ -84,6 +84,7 @@ export class QFormerAttention {
       mask,
       numQuery,
       scale: headDim ** -0.5,
+      math: this.query.math,
     });
     return this.norm.forward(this.dense.forward(attended.reshape([rows, hiddenSize]), { residual: x }));
   }
@@ -134,6 +135,7 @@ export class QFormerCrossAttention {
       cuSeqlensQ: cuSeqlens(queries, x.device),
       cuSeqlensK: cuSeqlens(keys, x.device),
       scale: this.#headDim ** -0.5,
+      math: this.query.math,
     });
     return this.norm.forward(this.dense.forward(attended.reshape([rows, hiddenSize]), { residual: x }));
   }

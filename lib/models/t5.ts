@@ -143,7 +143,8 @@ export class T5EncoderBlock {
     const attention = this.selfAttention;
     const normed = attention.normed(x);
     const [k, v] = attention.keysAndValues(normed);
-    const options = { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, scale: 1, bias: biasOf(this.bias) };
+    const { math } = attention.q;
+    const options = { cuSeqlensQ: cuSeqlens, cuSeqlensK: cuSeqlens, scale: 1, bias: biasOf(this.bias), math };
     return this.feedForward.forward(attention.output(ops.attention(attention.queries(normed), k, v, options), x));
   }
 }
@@ -228,7 +229,7 @@ export class T5Attention {
   ): Tensor {
     const normed = this.normed(x);
     if (where.slotMapping !== undefined) this.append(normed, k, v, where.slotMapping);
-    return this.output(ops.pagedAttention(this.queries(normed), k, v, { ...where, scale: 1 }), x);
+    return this.output(ops.pagedAttention(this.queries(normed), k, v, { ...where, scale: 1, math: this.q.math }), x);
   }
 
   /** heads: [t, heads, head_dim] activations, residual: [t, hidden] f32 → [t, hidden] f32 */

@@ -167,6 +167,7 @@ export class VisionLayer {
       cuSeqlensQ: cu,
       cuSeqlensK: cu,
       scale: headDim ** -0.5,
+      math: this.qkv.math,
     });
     return heads.reshape([tokens, hiddenSize]);
   }

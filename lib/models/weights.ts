@@ -16,7 +16,7 @@ import { STORED_DTYPES, storedTensor } from './stored-tensor.js';
 import { WeightVariant, type WeightChange } from './weight-variant.js';
 
 /**
- * Where weights live and in which dtype. On the CPU 'auto' keeps matrices as stored and 'bf16' also multiplies in bf16; on a
+ * Where weights live and in which dtype. On the CPU 'auto' keeps matrices as stored and 'bf16' also multiplies, and attends, in bf16; on a
  * device that computes in 16 bits the dtype is that of the activations too, and 'auto' chooses one (activations.ts).
  */
 export interface WeightsOptions {

@@ -52,7 +52,7 @@ export type Activations = 'f32' | 'f16' | 'bf16';
 
 /** Where modules declare what they need. Names are the checkpoint's tensor names. */
 export interface ParameterSource {
-  /** How linear layers form products: bf16 where the caller asked for that arithmetic, f32 otherwise. */
+  /** How linear layers and attention form products: bf16 where the caller asked for that arithmetic, f32 otherwise. */
   readonly math: ops.Math;
   /** The dtype of what modules pass each other. Where it is 16 bits wide, every matrix has it too. */
   readonly activations: Activations;

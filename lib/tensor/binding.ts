@@ -161,6 +161,7 @@ export interface Native {
       scale: number,
       mask: number,
       numQuery: number,
+      math: number,
     ]
   ): Handle;
   kvAppend(k: Handle, v: Handle, kCache: Handle, vCache: Handle, slotMapping: Handle): void;
@@ -175,6 +176,7 @@ export interface Native {
       bias: Handle,
       biasOrigin: number,
       scale: number,
+      math: number,
     ]
   ): Handle;
   embedding(ids: Handle, table: Handle, dtype: number): Handle;

@@ -49,7 +49,7 @@ export interface DistanceBias {
 /**
  * Attention over packed sequences. q: [tokens_q, heads, head_dim], k and v: [tokens_k, kv_heads, head_dim],
  * cuSeqlensQ and cuSeqlensK: [batch + 1] i32 → [tokens_q, heads, head_dim]. For the bias, query i of lq stands at position
- * i + lk − lq of its lk keys.
+ * i + lk − lq of its lk keys. `math: 'bf16'` lets q, k, v and the softmax weights be rounded to bf16 where that is faster.
  */
 export function attention(
   q: Tensor,
@@ -62,6 +62,7 @@ export function attention(
     mask?: Mask;
     numQuery?: number;
     bias?: DistanceBias;
+    math?: Math;
   },
 ): Tensor {
   const bias = optional('attention: bias', options.bias?.table);
@@ -69,9 +70,10 @@ export function attention(
   const cuSeqlensK = handleOf('attention: cuSeqlensK', options.cuSeqlensK);
   const mask = codeOf('attention: mask', masks, options.mask ?? 'full');
   const [qh, kh, vh] = [handleOf('attention: q', q), handleOf('attention: k', k), handleOf('attention: v', v)];
+  const math = codeOf('attention: math', maths, options.math ?? 'f32');
   const { scale, numQuery = 0 } = options;
   const origin = options.bias?.origin ?? 0;
-  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, bias, origin, scale, mask, numQuery));
+  return new Tensor(native.attention(qh, kh, vh, cuSeqlensQ, cuSeqlensK, bias, origin, scale, mask, numQuery, math));
 }
 
 /** Writes new keys and values into the paged cache, in place. k and v: [tokens, kv_heads, head_dim], slotMapping: [tokens] i32 */
@@ -83,13 +85,21 @@ export function kvAppend(k: Tensor, v: Tensor, kCache: Tensor, vCache: Tensor, s
 
 /**
  * Causal attention of new tokens over the paged cache. q: [tokens, heads, head_dim], caches: [blocks, block_size, kv_heads, head_dim],
- * cuSeqlensQ: [batch + 1], blockTable: [batch, max_blocks], contextLens: [batch] i32 (new tokens included) → like q
+ * cuSeqlensQ: [batch + 1], blockTable: [batch, max_blocks], contextLens: [batch] i32 (new tokens included) → like q. math as in
+ * {@link attention}.
  */
 export function pagedAttention(
   q: Tensor,
   kCache: Tensor,
   vCache: Tensor,
-  options: { cuSeqlensQ: Tensor; blockTable: Tensor; contextLens: Tensor; scale: number; bias?: DistanceBias },
+  options: {
+    cuSeqlensQ: Tensor;
+    blockTable: Tensor;
+    contextLens: Tensor;
+    scale: number;
+    bias?: DistanceBias;
+    math?: Math;
+  },
 ): Tensor {
   const cuSeqlensQ = handleOf('pagedAttention: cuSeqlensQ', options.cuSeqlensQ);
   const blockTable = handleOf('pagedAttention: blockTable', options.blockTable);
@@ -97,9 +107,10 @@ export function pagedAttention(
   const qh = handleOf('pagedAttention: q', q);
   const [kh, vh] = [handleOf('pagedAttention: kCache', kCache), handleOf('pagedAttention: vCache', vCache)];
   const bias = optional('pagedAttention: bias', options.bias?.table);
+  const math = codeOf('pagedAttention: math', maths, options.math ?? 'f32');
   const origin = options.bias?.origin ?? 0;
   return new Tensor(
-    native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, bias, origin, options.scale),
+    native.pagedAttention(qh, kh, vh, cuSeqlensQ, blockTable, contextLens, bias, origin, options.scale, math),
   );
 }
 

@@ -4,13 +4,16 @@
 
 #define QF_ISA amx
 #define QF_ISA_AVX512 1
+#include "../attention_amx.h"
 #include "../linear_amx.h"
 #include "../quant_amx.h"
 
 namespace qformer::cpu {
 extern const TileKernels tile_kernels_amx;
+int64_t tile_attention_amx(const AttentionJob& job, float* workspace);
 extern const QuantOuterKernels quant_kernels_amx;
 const TileKernels tile_kernels_amx = amx::kTileKernels;
+int64_t tile_attention_amx(const AttentionJob& job, float* workspace) { return amx::tile_attention(job, workspace); }
 const QuantOuterKernels quant_kernels_amx = amx::kQuantAmxKernels;
 }  // namespace qformer::cpu
 
