@@ -18,7 +18,10 @@
 namespace qformer::cpu {
 namespace {
 
-constexpr int64_t kBlockRows = 512;
+// Rows that share a packing of w: packing w again costs more than x out of L3. Four pictures of 257 patches are one.
+constexpr int64_t kBlockRows = 1040;
+constexpr int64_t kBlockBytes = 32 << 20;  // of packed x, but for kFewestRows
+constexpr int64_t kFewestRows = 256;
 constexpr int64_t kTaskPanels = 4;
 constexpr int64_t kReadPast = 256;  // floats: kernels read whole tiles where the last one has fewer rows
 
@@ -104,7 +107,9 @@ void run_outer(const LinearCall& call, const DotKernels& dot, Operand x) {
   const int64_t width = kernels().linear.outer_columns;
   const int64_t panels = ceil_div(call.n, width);
   const int64_t grain = std::clamp<int64_t>(panels / (pool_threads() * 8), 1, kTaskPanels);
-  const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
+  const int64_t fitting = kBlockBytes / (call.k * static_cast<int64_t>(sizeof(float)));
+  const int64_t most = std::clamp(fitting, kFewestRows, kBlockRows);
+  const int64_t block = ceil_div(call.m, ceil_div(call.m, most));
   for (int64_t row = 0; row < call.m; row += block) {
     const Block packed = pack_block(call, dot, x, row, std::min(block, call.m - row));
     parallel_for(panels, grain, [&](int64_t begin, int64_t end) {

@@ -219,6 +219,12 @@ inline void fetch_to_write(const Finish& tile) {
   }
 }
 
+// Fetches the beginning of what the next tile reads of x, which does not follow what this one reads where lanes are cut
+// into chunks.
+inline void fetch_next_tile(const char* next) {
+  for (int64_t at = 0; at < kOuterAheadSteps * kOuterRows * 4; at += 64) __builtin_prefetch(next + at, 0, 2);
+}
+
 template <class Kind>
 void outer_products(const OuterJob& job) {
   static constexpr TileTable<Kind> kTiles = tile_table<Kind>();
@@ -251,6 +257,11 @@ void outer_products(const OuterJob& job) {
           fetch_to_write(finish);
         }
         fetcher.fetch(lines);
+        if (chunks > 1 && tile + 1 < tiles) {
+          const int64_t next_rows = short_rows + (tile + 1 < tall);
+          fetch_next_tile(reinterpret_cast<const char*>(
+              job.x + ((place * job.rows + row + rows) * job.steps + first * next_rows) * Kind::kXUnits));
+        }
         kTiles.of_rows[rows - 1](job.x + ((place * job.rows + row) * job.steps + first * rows) * Kind::kXUnits, w,
                                  steps,
                                  {at, first == 0, job.waiting + row * kOuterColumns, level_stride, last ? merges : 0});
