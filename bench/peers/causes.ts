@@ -11,18 +11,22 @@ const CAUSES: readonly Cause[] = [
   {
     of: /^linear: M=257 .* f32 /,
     text:
-      'The limit is a loop of multiply-adds on registers. A loop that also loads its operands from L1, as a product must, reaches ' +
-      '84 to 98 % of it, by the phase of the host. Packing w takes ' +
-      '7 % of the time of its products, and packing x for 768 columns as much as one panel of w of 24. Tried: dot products on ' +
-      'packed panels (58 % where outer products reach 63 to 69 %), then outer products (this one).',
+      'The limit is a loop of multiply-adds on registers. A loop that also loads its operands from L1, as a product must, reaches 97 % of ' +
+      'it while the other hyper-thread of the core is still, and 80 to 89 % while it is not, whatever the tile (12 × 2, 8 × 3 or 6 × 4 ' +
+      'vectors, operands in registers or in memory). Of a product, packing w takes 7 %, writing y 5 %, packing x 1 to 4 % and the sums ' +
+      'that wait in L2 between lanes 8 %: on a still core that leaves 83 % (K = 1408), 78 % (768, 4096) and 74 % (6144). Tried: dot ' +
+      'products on packed panels (58 % where outer products reach 63 to 69 %), then outer products (this one); rows in groups whose ' +
+      'sums stay in L1 (0.97 times).',
   },
   {
     of: /^linear: M=257 .* bf16 /,
     text:
-      'The matrix unit reaches its limit of 2,347 GFLOP/s on tiles that stay in registers; each of two hyper-threads about 940 then. ' +
-      'Of a product of 257 × 1408 × 1408 writing y takes 15 % (its lines go to L3 and back), packing x 11 %, sums that wait between ' +
-      'panels 15 %, and 257 rows take 17 tiles of 16. oneDNN with weights packed beforehand reaches 41 to 48 %. Tried: panels ' +
-      'from L2 with w in place (834 GFLOP/s), then w copied on its first use and sums finished between products (1,117).',
+      'The matrix unit reaches its limit of 2,347 GFLOP/s on tiles that stay in registers. The loop of a product, four tile loads to ' +
+      'four products, runs at that rate as well, 23 ns a step, while the other hyper-thread of the core is still; while it is not, a ' +
+      'step takes 80 to 100 ns, though the products alone are as fast as before. On a still core 257 × 1408 × 1408 reaches 44 to 48 %: ' +
+      'writing y takes 15 % (its lines go to L3 and back), packing x 11 %, sums that wait between panels 15 %, and 257 rows take 17 ' +
+      'tiles of 16. oneDNN with weights packed beforehand reaches 41 to 48 %. Tried: panels from L2 with w in place (834 GFLOP/s), then ' +
+      'w copied on its first use where it would not stay in L1 and sums finished between products (1,117); w always copied (0.91 to 1.01 times).',
   },
   {
     of: /^linear, one row: .* int[48] /,
@@ -46,8 +50,8 @@ const CAUSES: readonly Cause[] = [
       'stay in L1 with x fetched ahead (no gain). bf16 weights need neither and are the faster choice for long prompts.',
   },
   {
-    of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16/,
-    text: 'As the bf16 products of 257 rows: 81 % of the samples of a profile are in them, 12 % in attention.',
+    of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16|^ViT-g.* bf16$/,
+    text: 'As the bf16 products of 257 rows: in the vision tower 73 % of the samples of a profile are in them, 9 % in their epilogues (GELU among them), 10 % in attention.',
   },
   {
     of: /^ViT-g.* f32$/,
