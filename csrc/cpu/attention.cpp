@@ -1,8 +1,7 @@
 // Attention over packed sequences and over the paged cache: checks the index tensors, cuts the work into jobs of one
 // sequence, one kv head and some rows, and hands them to the threads. The arithmetic is in attention_kernels.h, that of
 // bf16 products on a matrix unit in attention_amx.h; where jobs are cut has no influence on any bit of the result.
-// Traffic: per job K and V of the visible keys once, q and o once; K and V are read again for every kJobRows (with a
-// matrix unit kTileJobRows) rows.
+// Traffic: per job K and V of the visible keys once, q and o once; K and V are read again for every kJobRows.
 
 #include <algorithm>
 #include <vector>
@@ -34,10 +33,10 @@ QfStatus check_offsets(const char* op, const char* name, const int32_t* offsets,
 // Whether products are those of a matrix unit.
 bool takes_tiles(int32_t math) { return math == QF_MATH_BF16 && kernels().attention.run_tiles != nullptr; }
 
-// Pieces of at most kJobRows or kTileJobRows rows; none crosses token `cut` of its sequence.
+// Pieces of at most kJobRows rows; none crosses token `cut` of its sequence.
 void add_pieces(std::vector<Piece>& pieces, int64_t sequence, int64_t tokens, int64_t cut, int64_t group,
-                int64_t kv_heads, bool tiles) {
-  const int64_t step = std::max<int64_t>(1, (tiles ? kTileJobRows : kJobRows) / group);
+                int64_t kv_heads) {
+  const int64_t step = std::max<int64_t>(1, kJobRows / group);
   for (int64_t first = 0; first < tokens;) {
     const int64_t end = std::min(first + step, first < cut ? std::min(cut, tokens) : tokens);
     for (int64_t h = 0; h < kv_heads; ++h) {
@@ -151,7 +150,7 @@ QfStatus attention(int32_t, const QfAttention* args) {
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t rows = a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b], keys = a.cu_seqlens_k[b + 1] - a.cu_seqlens_k[b];
     // Rows of one piece share their first key, which the ITC mask changes at num_query.
-    add_pieces(pieces, b, rows, a.mask == QF_MASK_ITC ? a.num_query : 0, group, a.kv_heads, tiles);
+    add_pieces(pieces, b, rows, a.mask == QF_MASK_ITC ? a.num_query : 0, group, a.kv_heads);
     work += 2.0 * static_cast<double>(rows * keys * a.heads * head_dim);
   }
   run_pieces(pieces, group, head_dim, work, tiles, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
@@ -190,7 +189,7 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
   double work = 0.0;
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t rows = a.cu_seqlens_q[b + 1] - a.cu_seqlens_q[b];
-    add_pieces(pieces, b, rows, 0, group, a.kv_heads, tiles);
+    add_pieces(pieces, b, rows, 0, group, a.kv_heads);
     // Few rows cost as much as a handful: bringing the keys in dominates.
     work += 2.0 * static_cast<double>(std::max<int64_t>(rows, 8) * a.context_lens[b] * a.heads * head_dim);
   }

@@ -7,11 +7,11 @@
 namespace qformer::cpu {
 
 inline constexpr int64_t kKeyBlock = 64;  // keys per step of the online softmax, at absolute multiples of 64
-inline constexpr int64_t kJobRows = 128;  // most rows of one job, unless one token alone has more
+// Most rows of one job, unless one token alone has more: all of a picture of 257 patches.
+inline constexpr int64_t kJobRows = 272;
 
 // The same on a matrix unit.
 inline constexpr int64_t kTileKeyBlock = 512;
-inline constexpr int64_t kTileJobRows = 272;  // all of a picture of 257 patches
 inline constexpr int64_t kAllFinite = INT64_MAX;
 
 // Tokens [first_token, last_token) see the same first key; the last one may differ per token.
