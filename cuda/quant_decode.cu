@@ -29,7 +29,7 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kMaxStreamWarps * 32, 3) quant_decode_kernel(Qua
   const int unit = static_cast<int>(blockIdx.x) * (warps / args.chunks) + stream_warp() / args.chunks;
   const int row = min(unit, product.tiles_n - 1) * kGroupRows;
   const QuantRows rows = {Global<const uint8_t>(args.weights.q) + row * (int64_t{product.k} * kBits / 8),
-                          Global<const float>(args.weights.scales) + row * int64_t{product.k >> args.group_shift},
+                          Global<const uint16_t>(args.weights.scales) + row * int64_t{product.k >> args.group_shift},
                           product.n - row, args.group_shift};
   const int k_begin = chunk * product.k_chunk;
   const int k_end = unit < product.tiles_n ? min(k_begin + product.k_chunk, product.k) : k_begin;

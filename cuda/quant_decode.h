@@ -9,8 +9,8 @@ namespace qformer::cuda {
 
 // As the op quantize stores them.
 struct QuantWeights {
-  const uint8_t* q;     // [n, k * bits / 8]
-  const float* scales;  // [n, k / group]
+  const uint8_t* q;        // [n, k * bits / 8]
+  const uint16_t* scales;  // [n, k / group] bf16
   int32_t group, bits;
 };
 

@@ -29,12 +29,14 @@ constexpr int64_t kSliceBytes = int64_t{32} << 20;  // of widened weights
 #endif
 
 struct WidenArgs {
-  const uint8_t* q;     // [rows, k * bits / 8]
-  const float* scales;  // [rows, k / group]
-  void* w;              // [rows, k] dense
+  const uint8_t* q;        // [rows, k * bits / 8]
+  const uint16_t* scales;  // [rows, k / group] bf16
+  void* w;                 // [rows, k] dense
   int32_t k, group;
   bool whole;  // a chunk of 8 columns has one scale, and its codes and values are aligned to their size
 };
+
+QF_DEVICE float scale_at(Global<const uint16_t> scales, int64_t i) { return to_float(BFloat16{scales.load(i)}); }
 
 QF_DEVICE float level_of(Global<const uint8_t> q, int i, int bits) {
   if (bits == 8) return static_cast<float>(static_cast<int8_t>(q.load(i)));
@@ -48,10 +50,10 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kMaxThreads, 1) widen_rows(WidenArgs args) {
   const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * kChunk;
   if (column >= args.k) return;
   const Global<const uint8_t> q = Global<const uint8_t>(args.q) + row * (int64_t{args.k} * kBits / 8);
-  const Global<const float> scales = Global<const float>(args.scales) + row * (args.k / args.group);
+  const Global<const uint16_t> scales = Global<const uint16_t>(args.scales) + row * (args.k / args.group);
   float w[kChunk];
   if (args.whole) {
-    const float scale = scales.load(column / args.group);
+    const float scale = scale_at(scales, column / args.group);
     const auto codes = q.template load_vec_streaming<kBits>(column / 8 * kBits);
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
@@ -62,7 +64,7 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kMaxThreads, 1) widen_rows(WidenArgs args) {
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
       const int i = column + j;
-      w[j] = i < args.k ? level_of(q, i, kBits) * scales.load(i / args.group) : 0.0f;
+      w[j] = i < args.k ? level_of(q, i, kBits) * scale_at(scales, i / args.group) : 0.0f;
     }
   }
   store_chunk(Global<T>(static_cast<T*>(args.w)) + row * args.k, column, args.k, args.whole, w);

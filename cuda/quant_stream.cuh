@@ -37,10 +37,10 @@ QF_DEVICE uint32_t widen_pair(uint32_t codes, float scale) {
 
 // The weight rows of a warp.
 struct QuantRows {
-  Global<const uint8_t> q;     // of the first
-  Global<const float> scales;  // of the first
-  int left;                    // rows from there to the last; ones beyond repeat it and are never stored
-  int group_shift;             // 2^group_shift columns have a scale
+  Global<const uint8_t> q;        // of the first
+  Global<const uint16_t> scales;  // of the first, bf16
+  int left;                       // rows from there to the last; ones beyond repeat it and are never stored
+  int group_shift;                // 2^group_shift columns have a scale
 };
 
 // The scales of a step, spread over the warp: lane l has those of row l % 16 for pieces 2 (l / 16) and the next.
@@ -51,18 +51,23 @@ class StepScales {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column = k + (stream_lane() / kGroupRows * 2 + i) * kQuantPiece;
-      scales_[i] = column < limit ? rows.scales.load(row * groups + (column >> rows.group_shift)) : 0.0f;
+      bits_[i] = column < limit ? rows.scales.load(row * groups + (column >> rows.group_shift)) : 0u;
     }
+  }
+  // Makes floats of what `load` asked for. Not before it is needed: this waits for it.
+  QF_DEVICE void widen() {
+#pragma unroll
+    for (uint32_t& bits : bits_) bits <<= 16;
   }
   // Those of rows g and g + 8 for a piece.
   QF_DEVICE void read(int piece, float (&scales)[2]) const {
     const int from = stream_lane() / 4 + piece / 2 * kGroupRows;
-    scales[0] = __shfl_sync(kFullWarp, scales_[piece % 2], from);
-    scales[1] = __shfl_sync(kFullWarp, scales_[piece % 2], from + 8);
+    scales[0] = bit_cast<float>(__shfl_sync(kFullWarp, bits_[piece % 2], from));
+    scales[1] = bit_cast<float>(__shfl_sync(kFullWarp, bits_[piece % 2], from + 8));
   }
 
  private:
-  float scales_[2];
+  uint32_t bits_[2];
 };
 
 // A warp's stages: codes, then tokens unless those are staged for the whole block.
@@ -215,6 +220,7 @@ QF_DEVICE ChunkSums quant_stream_product(const DecodeTokens& tokens, const Quant
     const int ahead = k + (stages - 1) * kQuantStep;
     if (ahead < k_end) ring.load(ahead, stage == 0 ? stages - 1 : stage - 1);
     cp_async_commit();
+    now.widen();
     multiply_quant_step(sums, ring, stage, now, k_end - k, kStaged ? staged + k : staged);
     stage = stage + 1 == stages ? 0 : stage + 1;
     now = next;

@@ -14,6 +14,9 @@ namespace {
 
 constexpr int kWarps = 8;
 
+// As bf16 bits, rounded up; x >= 0.
+QF_DEVICE uint16_t rounded_up(float x) { return static_cast<uint16_t>((bit_cast<uint32_t>(x) + 0xffffu) >> 16); }
+
 QF_DEVICE int level_of(float w, float scale, float limit) {
   if (!(scale > 0.0f)) return 0;
   const float level = rintf(w / scale);
@@ -35,8 +38,9 @@ QF_KERNEL void QF_LAUNCH_BOUNDS(kWarps * 32, 1) quantize_groups(QfQuantize op) {
   float largest = 0.0f;
   for (int64_t i = lane; i < op.group; i += 32) largest = fmaxf(largest, fabsf(to_float(w.load(i))));
   constexpr float kLimit = kBits == 8 ? 127.0f : 7.0f;
-  const float scale = warp_max(largest) / kLimit;
-  if (lane == 0) Global<float>(op.scales).store(index, scale);
+  const uint16_t bits = rounded_up(warp_max(largest) / kLimit);
+  const float scale = to_float(BFloat16{bits});
+  if (lane == 0) Global<uint16_t>(op.scales).store(index, bits);
   for (int64_t i = 2 * lane; i < op.group; i += 64) {
     const int even = level_of(to_float(w.load(i)), scale, kLimit);
     const int odd = level_of(to_float(w.load(i + 1)), scale, kLimit);

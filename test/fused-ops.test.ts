@@ -6,7 +6,7 @@ import { Tensor, ops, scope, type Dtype } from '../lib/tensor/index.js';
 import { activationDtypes, expectDevices, isChecked, settled, testDevices } from './support/devices.js';
 import { expectClose, expectNoLeaks, expectSameBits } from './support/fixtures.js';
 import { noise } from './support/noise.js';
-import { inUnits, isRounded, widened } from './support/quantized.js';
+import { inUnits, isRounded, roundEven, scaleOf, widened } from './support/quantized.js';
 
 expectDevices();
 
@@ -193,19 +193,34 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
         const { q, scales } = ops.quantize(w, { bits, group });
         expect(q.shape).toEqual([n, (k * bits) / 8]);
         expect(scales.shape).toEqual([n, k / group]);
-        const [wv, limit] = [w.toFloat32(), bits === 8 ? 127 : 7];
+        const wv = w.toFloat32();
         const values = widened({ q, scales }, k);
         scales.toFloat32().forEach((scale, g) => {
           const largest = wv
             .subarray(g * group, (g + 1) * group)
             .reduce((best, value) => Math.max(best, Math.abs(value)), 0);
-          expect(scale).toBe(Math.fround(largest / limit));
-          for (let i = 0; i < group; i++) {
-            const at = g * group + i;
-            // half a step, and the rounding of w / scale
-            expect(Math.abs(values[at]! - wv[at]!)).toBeLessThanOrEqual(scale * (0.5 + 1e-4));
+          expect(scale).toBe(scaleOf(largest, bits));
+          for (let i = g * group; i < (g + 1) * group; i++) {
+            expect(values[i]).toBe(scale === 0 ? 0 : scale * roundEven(Math.fround(wv[i]! / scale)) + 0);
           }
         });
+      }));
+
+    it('have scales that are bf16 numbers, those next above what needs more digits', () =>
+      scope(() => {
+        const [limit, largestFloat] = [bits === 8 ? 127 : 7, 2 ** 128 - 2 ** 104];
+        const exact = limit * (1 + 2 ** -7);
+        const largest = [1, 1 + 2 ** -23, 1 + 2 ** -16, 1 + 2 ** -7, 2].map((factor) => Math.fround(exact * factor));
+        largest.push(0, 2 ** -149, 2 ** -130, largestFloat, Infinity);
+        // one group per row, the largest magnitude of either sign
+        const values = largest.flatMap((value) => [0, value, -value, value / 2]);
+        const { scales } = ops.quantize(Tensor.fromArray(values, [2 * largest.length, 2], { device }), {
+          bits,
+          group: 2,
+        });
+        expect([...scales.toFloat32()]).toEqual(
+          largest.flatMap((value) => [scaleOf(value, bits), scaleOf(value, bits)]),
+        );
       }));
 
     it.each(tokenCounts)('give the product of the widened weights, m = %d', (m) =>

@@ -11,6 +11,7 @@ expectDevices();
 let device = 'cpu';
 const f = (...shape: number[]): Tensor => Tensor.zeros(shape, { device });
 const i = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'i32', device });
+const bf16 = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'bf16', device });
 const u8 = (...shape: number[]): Tensor => Tensor.zeros(shape, { dtype: 'u8', device });
 const ids = (values: number[]): Tensor => Tensor.fromArray(values, [values.length], { dtype: 'i32', device });
 const packed = (tokens: number): Tensor => ids([0, tokens]);
@@ -103,21 +104,27 @@ const cases: [string, string, RegExp, () => unknown][] = [
     'quantLinear',
     'SHAPE',
     /x \[1, 8\] does not fit q \[2, 6\]/,
-    () => ops.quantLinear(f(1, 8), { q: u8(2, 6), scales: f(2, 1) }),
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 6), scales: bf16(2, 1) }),
   ],
   [
     'quantLinear',
     'SHAPE',
     /scales must be \[2, 1\], got \[3, 1\]/,
-    () => ops.quantLinear(f(1, 8), { q: u8(2, 8), scales: f(3, 1) }),
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 8), scales: bf16(3, 1) }),
   ],
   [
     'quantLinear',
     'SHAPE',
     /do not cut 8 columns into even groups/,
-    () => ops.quantLinear(f(1, 8), { q: u8(2, 4), scales: f(2, 8) }),
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 4), scales: bf16(2, 8) }),
   ],
-  ['quantLinear', 'DTYPE', /q must be u8, got f32/, () => ops.quantLinear(f(1, 8), { q: f(2, 8), scales: f(2, 1) })],
+  ['quantLinear', 'DTYPE', /q must be u8, got f32/, () => ops.quantLinear(f(1, 8), { q: f(2, 8), scales: bf16(2, 1) })],
+  [
+    'quantLinear',
+    'DTYPE',
+    /scales must be bf16, got f32/,
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 8), scales: f(2, 1) }),
+  ],
   [
     'qformerCrossAttention',
     'SHAPE',
@@ -304,6 +311,6 @@ describe.each(testDevices)('an op on %s', (name) => {
       expect(ops.attention(f(0, 2, 8), f(0, 2, 8), f(0, 2, 8), none).shape).toEqual([0, 2, 8]);
       expect(ops.softmax(f(3, 0)).shape).toEqual([3, 0]);
       expect(cross(f(0, 3, 8), f(0, 2, 4), 3).shape).toEqual([0, 3, 8]);
-      expect(ops.quantLinear(f(0, 8), { q: u8(2, 8), scales: f(2, 1) }).shape).toEqual([0, 2]);
+      expect(ops.quantLinear(f(0, 8), { q: u8(2, 8), scales: bf16(2, 1) }).shape).toEqual([0, 2]);
     }));
 });

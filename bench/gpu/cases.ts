@@ -108,7 +108,7 @@ function quantLinearCase(m: number, n: number, k: number, bits: 4 | 8, group: nu
     kind: 'quantLinear',
     params: { m, n, k, bits, group },
     flops: 2 * m * n * k,
-    bytes: n * k * (bits / 8 + 4 / group) + width * m * (k + 2 * n),
+    bytes: n * k * (bits / 8 + 2 / group) + width * m * (k + 2 * n),
     make(data) {
       const [x, residual] = [data.random([m, k]), data.random([m, n])];
       const w = data.quantized(n, k, bits, group);

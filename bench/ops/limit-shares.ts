@@ -82,9 +82,9 @@ function rotatedWeights(target: Target): Rotation<Weight> {
   );
 }
 
-/** Of quantised weights with their f32 scales, one per group. */
+/** Of quantised weights with their bf16 scales, one per group. */
 function weightBytes({ n, k, dtype }: Target): number {
-  const bitsPerWeight = { f32: 32, bf16: 16, int8: 8 + 32 / QUANTIZED_GROUP, int4: 4 + 32 / QUANTIZED_GROUP };
+  const bitsPerWeight = { f32: 32, bf16: 16, int8: 8 + 16 / QUANTIZED_GROUP, int4: 4 + 16 / QUANTIZED_GROUP };
   return (n * k * bitsPerWeight[dtype]) / 8;
 }
 

@@ -39,7 +39,7 @@ function llamaComparisons(): Comparison[] {
 /** Multiply-adds of one token, and the bytes that it reads at least: everything but the embedding table. */
 const LLAMA_WEIGHTS = ggufBytes(LLAMA_1B, 'BF16') / 2 - LLAMA_1B.vocab_size * LLAMA_1B.hidden_size;
 /** Bits of a weight of ours, the scales of its group included. */
-const BITS: Partial<Record<Weights, number>> = { bf16: 16, int8: 8.5, int4: 4.5 };
+const BITS: Partial<Record<Weights, number>> = { bf16: 16, int8: 8.25, int4: 4.25 };
 
 function decodeComparison(
   weights: 'bf16' | 'int8' | 'int4',

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define QF_BACKEND_ABI 3
+#define QF_BACKEND_ABI 4
 
 typedef enum QfStatus {
   QF_OK = 0,
@@ -120,7 +120,9 @@ typedef struct QfQkvAppend {
 } QfQkvAppend;
 
 // Symmetric weight-only quantisation: w ≈ q * scale, one scale per row and group of `group` columns: scale = max|w| / L
-// in f32 with L = 127 or 7, q = w / scale rounded to nearest even, clamped to [-L, L]; q = 0 where scale is 0.
+// in f32 with L = 127 or 7, rounded up to bf16, so that no level leaves [-L, L]; q = w / scale rounded to nearest even,
+// clamped to [-L, L]; q = 0 where scale is 0. NaN is no magnitude and has level 0; infinity makes the scale infinite
+// and every level of its group 0.
 //
 // How a row of q is laid out is the backend's own affair: it is read by quant_linear of the same backend alone. On CUDA
 // and, where group is no multiple of 64, on the CPU columns lie in order: int8 as two's complement, int4 two to a byte,
@@ -128,7 +130,7 @@ typedef struct QfQkvAppend {
 typedef struct QfQuantize {
   const void* w;             // [n, k] w_dtype, rows ldw apart
   uint8_t* q;                // [n, k * bits / 8]
-  float* scales;             // [n, k / group]
+  uint16_t* scales;          // [n, k / group] bf16
   int64_t n, k, ldw, group;  // k % group == 0; group even
   int32_t w_dtype, bits;     // bits: 8 | 4
 } QfQuantize;
@@ -137,7 +139,7 @@ typedef struct QfQuantize {
 typedef struct QfQuantLinear {
   const void* x;             // [m, k] dtype, rows ldx apart
   const uint8_t* q;          // [n, k * bits / 8]
-  const float* scales;       // [n, k / group]
+  const uint16_t* scales;    // [n, k / group] bf16
   const float* bias;         // [n] or null
   const void* residual;      // [m, n] y_dtype, rows ldr apart, or null
   const float* norm_weight;  // [k] or null

@@ -28,6 +28,9 @@ inline uint16_t float_to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Rounds up; x >= 0.
+inline uint16_t float_to_bf16_up(float x) { return static_cast<uint16_t>((float_bits(x) + 0xffff) >> 16); }
+
 // Exponent and mantissa are placed as an f32 2^-112 too small; one multiplication rescales, subnormals included.
 inline float f16_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16;

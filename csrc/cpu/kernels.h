@@ -139,7 +139,7 @@ struct LinearKernels {
 // Weights [n, k] as quant_layout.h has them, from some row on. group: a multiple of kQuantUnit.
 struct QuantRows {
   const uint8_t* q;
-  const float* scales;
+  const uint16_t* scales;  // bf16
   int64_t k, group;
 };
 
@@ -172,7 +172,7 @@ struct QuantKernels {
   QuantDotKernels int8, int4;
   const QuantOuterKernels* outer;
   // One group of `count` columns: its levels and its scale, as QfQuantize says.
-  void (*quantize_group)(const float* w, int64_t count, int32_t bits, int8_t* levels, float* scale);
+  void (*quantize_group)(const float* w, int64_t count, int32_t bits, int8_t* levels, uint16_t* scale);
 };
 
 // ---- norm ----

@@ -21,7 +21,7 @@ struct LinearCall {
   int64_t m, n, k;
   int64_t ldx, ldw, ldr = 0, ldy;
   int32_t w_dtype, activation, math;
-  const float* scales = nullptr;
+  const uint16_t* scales = nullptr;
   int64_t group = 0;
   int32_t bits = 0;
 };

@@ -24,7 +24,7 @@ constexpr int64_t kBlockColumns = kQuantUnit * kLanes;
 constexpr int64_t kVectorBytes = 4 * kLanes;
 // Each load of weights fetches a line this far ahead of it into L1; fetched a block at a time, and into L2, weights
 // from DRAM came at four fifths of the rate.
-constexpr int64_t kPrefetchScales = 32;  // floats, as far ahead as kPrefetchBytes with groups of a unit
+constexpr int64_t kPrefetchScales = 32;  // as far ahead as kPrefetchBytes with groups of a unit
 constexpr float kLargestLevel = 127 * 256 + 127;
 constexpr float kSmallestUnit = 0x1p-110f;  // one below counts as zero, or the reciprocal of its scale would overflow
 
@@ -42,7 +42,6 @@ struct alignas(64) QuantX {
 template <int kBits>
 struct QuantForm {
   static constexpr int kWords = unit_words(kBits), kWordQuads = 8 / kBits;
-  static constexpr int64_t kBlockBytes = kWords * kVectorBytes;
 
   static int64_t row_bytes(const QuantRows& w) { return w.k * kBits / 8; }
   static QuantRows row(const QuantRows& w, int64_t at) {
@@ -239,13 +238,13 @@ void quant_rows_tile(const QuantX* x, int64_t blocks, const QuantRows& w, int64_
   for (int i = 0; i < M * N; i++) sum[i] = zero();
   for (int64_t block = 0; block < blocks; block++, x++) {
     const Vi group = load_bits(x->group);
-    const float* from = w.scales + x->first_group;
+    const uint16_t* from = w.scales + x->first_group;
     const int64_t groups = smaller(row_groups - x->first_group, kLanes);
     Vf scales[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
       __builtin_prefetch(from + n * scale_stream + kPrefetchScales, 0, 3);
-      scales[n] = spread(load_partial(from + n * scale_stream, groups), group);
+      scales[n] = spread(load_bf16_partial(from + n * scale_stream, groups), group);
     }
     const UnitPlace place = unit_place(block * kLanes, units, kBits);
     const int64_t count = smaller(units - block * kLanes, kLanes);

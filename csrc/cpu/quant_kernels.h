@@ -1,6 +1,7 @@
 // The kernel table of quantised weights: products (quant_dot.h, quant_outer.h), and quantisation.
 #pragma once
 
+#include "half.h"
 #include "quant_outer.h"
 
 namespace qformer::cpu::QF_ISA {
@@ -31,15 +32,16 @@ inline float largest_of(const float* w, int64_t count) {
   return reduce_max(largest);
 }
 
-inline void quantize_group(const float* w, int64_t count, int32_t bits, int8_t* levels, float* scale) {
+inline void quantize_group(const float* w, int64_t count, int32_t bits, int8_t* levels, uint16_t* scale) {
   const float limit = bits == 8 ? 127.0f : 7.0f;
-  *scale = largest_of(w, count) / limit;
-  const bool is_zero = !(*scale > 0.0f);
+  *scale = float_to_bf16_up(largest_of(w, count) / limit);
+  const float step = bf16_to_float(*scale);
+  const bool is_zero = !(step > 0.0f);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t n = smaller(kLanes, count - i);
     Vf level = zero();
     if (!is_zero) {
-      level = round_even(load_partial(w + i, n) / broadcast(*scale));
+      level = round_even(load_partial(w + i, n) / broadcast(step));
       level = select(is_nan(level), zero(), vmin(vmax(level, broadcast(-limit)), broadcast(limit)));
     }
     int8_t whole[kLanes];

@@ -6,6 +6,7 @@
 // bit for bit. Traffic per block: the quantised rows once, the f32 rows written and read once in cache.
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "backend/dtype.h"
@@ -61,7 +62,8 @@ void widen_rows(const QfQuantLinear& a, int64_t first, int64_t rows, float* out)
   parallel_for(rows, grain_for(0.3 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * groups; i < end * groups; i++) {
       const int64_t source = first * groups + i;
-      widen_group(a.q + source * group_bytes, a.scales[source], a.group, a.bits, out + i * a.group);
+      const auto scale = std::bit_cast<float>(uint32_t{a.scales[source]} << 16);
+      widen_group(a.q + source * group_bytes, scale, a.group, a.bits, out + i * a.group);
     }
   });
 }

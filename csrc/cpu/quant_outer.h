@@ -94,7 +94,9 @@ void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t
       const int64_t groups = smaller(row_groups - first_group, kLanes);
       turn_step(
           rows,
-          [&](int row) { return spread(load_partial(from.scales + row * row_groups + first_group, groups), index); },
+          [&](int row) {
+            return spread(load_bf16_partial(from.scales + row * row_groups + first_group, groups), index);
+          },
           tile);
       for (int lane = 0; lane < kLanes; lane++) {
         store(to + lane_at(lane) * lane_stride + (Parts::kUnits - 1) * kOuterColumns + half * kLanes, tile[lane]);

@@ -63,6 +63,7 @@ inline __m128i to_bf16(Vf a) {
 
 inline __m128i load_u16(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline __m128i load_u16(const uint16_t* p, int64_t n) {
+  if (n == kLanes) return load_u16(p);
   alignas(16) uint16_t buffer[8] = {};
   for (int64_t i = 0; i < n; i++) buffer[i] = p[i];
   return _mm_load_si128(reinterpret_cast<const __m128i*>(buffer));

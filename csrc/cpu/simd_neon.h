@@ -65,6 +65,7 @@ inline uint16x4_t to_bf16(Vf a) {
 }
 
 inline uint16x4_t load_u16(const uint16_t* p, int64_t n) {
+  if (n == kLanes) return vld1_u16(p);
   uint16_t buffer[4] = {};
   for (int64_t i = 0; i < n; i++) buffer[i] = p[i];
   return vld1_u16(buffer);

@@ -25,7 +25,7 @@ Tensor qkv_append(const Tensor& x, const Tensor& norm_weight, const Tensor& wq, 
                   const Tensor& slot_mapping, double norm_eps, int32_t math);
 struct Quantized {
   Tensor q;       // [n, k * bits / 8] u8
-  Tensor scales;  // [n, k / group] f32
+  Tensor scales;  // [n, k / group] bf16
 };
 // w: [n, k] f32|f16|bf16; bits: 8 | 4; group: even, divides k
 Quantized quantize(const Tensor& w, int64_t bits, int64_t group);

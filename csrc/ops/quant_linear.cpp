@@ -16,11 +16,11 @@ Quantized quantize(const Tensor& w, int64_t bits, int64_t group) {
          static_cast<long long>(k), static_cast<long long>(group));
   }
   Quantized result{empty_tensor(w.device(), Shape{n, k * bits / 8}, QF_U8),
-                   empty_tensor(w.device(), Shape{n, k / group}, QF_F32)};
+                   empty_tensor(w.device(), Shape{n, k / group}, QF_BF16)};
   QfQuantize args{};
   args.w = w.data();
   args.q = result.q.as<uint8_t>();
-  args.scales = result.scales.as<float>();
+  args.scales = result.scales.as<uint16_t>();
   args.n = n;
   args.k = k;
   args.ldw = row_stride(w);
@@ -46,7 +46,7 @@ Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, cons
     fail(ErrorCode::kShape, "%s: x %s does not fit q %s (k or k / 2 bytes per row)", kOp, x.shape.text().c_str(),
          q.shape.text().c_str());
   }
-  check_f32(kOp, "scales", scales);
+  check_dtype(kOp, "scales", scales, {QF_BF16});
   check_rank(kOp, "scales", scales, 2, "[n, k / group]");
   check_shape(kOp, "scales", scales, Shape{n, scales.shape[1]});
   check_dense(kOp, "scales", scales);
@@ -62,7 +62,7 @@ Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, cons
   QfQuantLinear args{};
   args.x = x.data();
   args.q = q.as<uint8_t>();
-  args.scales = scales.as<float>();
+  args.scales = scales.as<uint16_t>();
   args.bias = bias != nullptr ? bias->as<float>() : nullptr;
   args.residual = residual != nullptr ? residual->data() : nullptr;
   args.norm_weight = norm_weight != nullptr ? norm_weight->as<float>() : nullptr;

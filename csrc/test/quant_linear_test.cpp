@@ -1,6 +1,8 @@
 // Quantised weights on every instruction set the machine has: products against a double-precision reference, and bits
 // that do not depend on rows or threads.
 #include <algorithm>
+#include <bit>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -33,11 +35,21 @@ int level_of(const std::vector<uint8_t>& q, int64_t k, int64_t group, int32_t bi
   return (column % 8 < 4 ? stored & 15 : stored >> 4) - 8;
 }
 
+float scale_of(uint16_t bf16) { return std::bit_cast<float>(uint32_t{bf16} << 16); }
+
+// The least bf16 number that is not below x >= 0.
+float rounded_up(float x) {
+  if (x == 0 || std::isinf(x)) return x;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(x), -126) - 7);
+  return static_cast<float>(std::ceil(x / unit) * unit);
+}
+
 struct Problem {
   int64_t m, n, k, group;
   int32_t bits;
-  std::vector<float> x, bias, residual, scales;
+  std::vector<float> x, bias, residual;
   std::vector<uint8_t> q;
+  std::vector<uint16_t> scales;
 
   Problem(int64_t m_, int64_t n_, int64_t k_, int64_t group_, int32_t bits_)
       : m(m_), n(n_), k(k_), group(group_), bits(bits_) {
@@ -52,7 +64,8 @@ struct Problem {
   }
 
   double weight(int64_t row, int64_t i) const {
-    return static_cast<float>(level_of(q, k, group, bits, row, i)) * scales[static_cast<size_t>((row * k + i) / group)];
+    const float scale = scale_of(scales[static_cast<size_t>((row * k + i) / group)]);
+    return static_cast<float>(level_of(q, k, group, bits, row, i)) * scale;
   }
 
   // What rounding row i of x to 16 bits in units of columns can add to its product with row j of w.
@@ -126,7 +139,7 @@ TEST("quantize rounds to nearest even, clamps, takes NaN for 0 and no scale from
         w[static_cast<size_t>(3 * k)] = INFINITY;
         for (int64_t i = 4 * k; i < 5 * k; i++) w[static_cast<size_t>(i)] *= 0x1p-140f;
         std::vector<uint8_t> q(static_cast<size_t>(n * k * bits / 8));
-        std::vector<float> scales(static_cast<size_t>(n * 3));
+        std::vector<uint16_t> scales(static_cast<size_t>(n * 3));
         const QfQuantize args{w.data(), q.data(), scales.data(), n, k, k, group, QF_F32, bits};
         CHECK_EQ(cpu::quantize(0, &args), QF_OK);
         for (int64_t at = 0; at < n * k; at++) {
@@ -134,13 +147,43 @@ TEST("quantize rounds to nearest even, clamps, takes NaN for 0 and no scale from
           for (int64_t i = at / group * group; i < (at / group + 1) * group; i++) {
             largest = std::fmax(largest, std::fabs(w[static_cast<size_t>(i)]));
           }
-          const float scale = scales[static_cast<size_t>(at / group)];
-          CHECK_EQ(scale, largest / limit);
+          const float scale = scale_of(scales[static_cast<size_t>(at / group)]);
+          CHECK_EQ(scale, rounded_up(largest / limit));
           const float level = std::nearbyint(w[static_cast<size_t>(at)] / scale);
           const float expected = std::isnan(level) || !(scale > 0) ? 0 : std::fmin(std::fmax(level, -limit), limit);
           CHECK_EQ(level_of(q, k, group, bits, at / k, at % k), static_cast<int>(expected));
         }
       }
+    }
+  });
+}
+
+TEST("a scale is the least bf16 number that is not below its quotient, a finite one for the largest float") {
+  on_every_level([] {
+    for (const int32_t bits : {8, 4}) {
+      const float limit = bits == 8 ? 127.0f : 7.0f;
+      const auto quantized = [&](float first, float second) {
+        const float w[2] = {first, second};
+        uint8_t q[2];
+        uint16_t scale;
+        const QfQuantize args{w, q, &scale, 1, 2, 2, 2, QF_F32, bits};
+        CHECK_EQ(cpu::quantize(0, &args), QF_OK);
+        const float level = std::nearbyint(second / scale_of(scale));
+        CHECK(std::fabs(level) <= limit);
+        CHECK_EQ(level_of({q, q + 2}, 2, 2, bits, 0, 1), static_cast<int>(level));
+        return scale_of(scale);
+      };
+      for (const float scale : {0x1p-126f, 0x1.02p-9f, 1.0f, 0x1.fep90f}) {
+        const float next = scale_of(static_cast<uint16_t>((std::bit_cast<uint32_t>(scale) >> 16) + 1));
+        for (const float sign : {1.0f, -1.0f}) {
+          float largest = limit * scale;
+          CHECK_EQ(quantized(-sign * largest / 3, sign * largest), scale);
+          while (largest / limit == scale) largest = std::nextafter(largest, INFINITY);
+          CHECK_EQ(quantized(0, sign * largest), next);
+          CHECK_EQ(quantized(0, sign * std::nextafter(limit * next, 0.0f)), next);
+        }
+      }
+      CHECK_EQ(quantized(0, -FLT_MAX), rounded_up(FLT_MAX / limit));
     }
   });
 }

@@ -149,7 +149,7 @@ function inMemory(
   if (isVector(name, shape)) return { elements, bytes: ELEMENT.f32, isMapped: false };
   if (quantize !== undefined && isQuantized(name)) {
     const bits = quantize === 'int8' || /^vision_model\.|lm_head\./.test(name) ? 8 : 4;
-    return { elements, bytes: bits / 8 + ELEMENT.f32 / QUANTIZED_GROUP, isMapped: false };
+    return { elements, bytes: bits / 8 + ELEMENT.bf16 / QUANTIZED_GROUP, isMapped: false };
   }
   if (activations !== 'f32') return { elements, bytes: ELEMENT[activations], isMapped: false };
   const kept = IN_PLACE[stored];

@@ -83,13 +83,13 @@ export function qkvAppend(
 export interface QuantizedWeight {
   /** [n, k · bits / 8] u8, in an order of the device's own: for `quantLinear` on the same device, not to be read */
   q: Tensor;
-  /** [n, k / group] f32 */
+  /** [n, k / group] bf16 */
   scales: Tensor;
 }
 
 /**
- * Symmetric group quantisation of a weight: scale = max|w| / 127 (7 for 4 bits) over a group, q = w / scale rounded to nearest
- * even. w: [n, k] f32|f16|bf16; group (64): even, divides k; the CPU is fast with multiples of 64
+ * Symmetric group quantisation of a weight: scale = max|w| / 127 (7 for 4 bits) over a group, rounded up to bf16, q = w / scale
+ * rounded to nearest even. w: [n, k] f32|f16|bf16; group (64): even, divides k; the CPU is fast with multiples of 64
  */
 export function quantize(w: Tensor, options: { bits: 4 | 8; group?: number }): QuantizedWeight {
   const [q, scales] = native.quantize(handleOf('quantize: w', w), options.bits, options.group ?? 64);

@@ -1,5 +1,7 @@
 // quantize on the emulated GPU gives the CPU backend's levels and scales; quant_linear gives those of linear on the widened weights,
 // and what both stand for is compared with double.
+#include <cfloat>
+
 #include "cpu/cpu_backend.h"
 #include "cpu/quant_layout.h"
 #include "emulator/launch.h"
@@ -11,7 +13,8 @@ namespace {
 
 constexpr int32_t kDtypes[] = {QF_F32, QF_F16, QF_BF16};
 
-QfQuantize quantize_args(const QuantShape& s, const void* w, int64_t ldw, int32_t dtype, uint8_t* q, float* scales) {
+QfQuantize quantize_args(const QuantShape& s, const void* w, int64_t ldw, int32_t dtype, uint8_t* q,
+                         uint16_t* scales) {
   return {w, q, scales, s.n, s.k, ldw, s.group, dtype, s.bits};
 }
 
@@ -49,9 +52,9 @@ void check_quantize(const QuantShape& s, const std::vector<float>& values, int32
   const Codes expected = quantized_on_cpu(s, w, ldw, dtype);
   DeviceBytes weights(w.size());
   weights.upload(w.data());
-  const DeviceBytes q(expected.q.size()), scales(expected.scales.size() * sizeof(float));
-  const QfQuantize args =
-      quantize_args(s, weights.data(), ldw, dtype, static_cast<uint8_t*>(q.data()), static_cast<float*>(scales.data()));
+  const DeviceBytes q(expected.q.size()), scales(expected.scales.size() * sizeof(uint16_t));
+  const QfQuantize args = quantize_args(s, weights.data(), ldw, dtype, static_cast<uint8_t*>(q.data()),
+                                        static_cast<uint16_t*>(scales.data()));
   CHECK_EQ(backend().quantize(0, &args), QF_OK);
   const auto got_scales = scales.download();
   const bool same =
@@ -87,6 +90,15 @@ TEST("quantize takes zeros, subnormals, infinities and NaN as the CPU does") {
   for (size_t i = 160; i < 192; ++i) w[i] = (static_cast<float>(i) - 175.5f) * 0.5f;  // ties
   for (const int32_t dtype : kDtypes)
     for (const int32_t bits : {8, 4}) check_quantize({3, 64, 32, bits}, w, dtype);
+}
+
+TEST("quantize rounds scales up as the CPU does: at a bf16 number, next to it, below all and at the largest float") {
+  for (const int32_t bits : {8, 4}) {
+    const float limit = bits == 8 ? 127.0f : 7.0f, exact = limit * 0x1.02p-9f;
+    std::vector<float> w = {exact, 0.0f, -exact, 0.0f, 0x1p-149f, 0x1p-149f, FLT_MAX, -FLT_MAX, -limit * 0x1p-149f, 0.0f};
+    for (float above = exact; w.size() < 40; w.insert(w.end(), {0.0f, -above})) above = std::nextafter(above, 1.0f);
+    check_quantize({1, 40, 2, bits}, w, QF_F32);
+  }
 }
 
 TEST("quant_linear has the bits of linear on the widened weights and is right, with every epilogue") {

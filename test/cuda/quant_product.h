@@ -9,7 +9,7 @@ namespace qformer::test {
 
 struct Codes {
   std::vector<uint8_t> q;
-  std::vector<float> scales;
+  std::vector<uint16_t> scales;  // bf16
 };
 
 struct QuantShape {
@@ -19,13 +19,16 @@ struct QuantShape {
 
 inline Codes codes_of(const QuantShape& s) {
   return {std::vector<uint8_t>(static_cast<size_t>(s.n * s.k * s.bits / 8)),
-          std::vector<float>(static_cast<size_t>(s.n * s.k / s.group))};
+          std::vector<uint16_t>(static_cast<size_t>(s.n * s.k / s.group))};
 }
 
 inline Codes random_codes(const QuantShape& s, Random& random) {
   Codes codes = codes_of(s);
   for (uint8_t& byte : codes.q) byte = static_cast<uint8_t>(random.next());
-  for (float& scale : codes.scales) scale = (random.uniform(0.5f) + 1.0f) * (s.bits == 8 ? 0.002f : 0.03f);
+  for (uint16_t& scale : codes.scales) {
+    const float value = (random.uniform(0.5f) + 1.0f) * (s.bits == 8 ? 0.002f : 0.03f);
+    scale = cuda::prims::from_float<cuda::prims::BFloat16>(value).bits;
+  }
   return codes;
 }
 
@@ -33,7 +36,8 @@ inline std::vector<float> widened(const QuantShape& s, const Codes& codes) {
   std::vector<float> w(static_cast<size_t>(s.n * s.k));
   for (size_t i = 0; i < w.size(); ++i) {
     const int level = s.bits == 8 ? static_cast<int8_t>(codes.q[i]) : (codes.q[i / 2] >> (i % 2 * 4) & 15) - 8;
-    w[i] = static_cast<float>(level) * codes.scales[i / static_cast<size_t>(s.group)];
+    const cuda::prims::BFloat16 scale{codes.scales[i / static_cast<size_t>(s.group)]};
+    w[i] = static_cast<float>(level) * cuda::prims::to_float(scale);
   }
   return w;
 }
@@ -63,9 +67,10 @@ inline void check_product(const QuantProduct& c, bool with_double) {
   const std::vector<float> residual = rounded(random.floats(c.m * n), c.y_dtype), norm = random.floats(k);
 
   const DeviceArray dx(strided(x, c.m, k, ldx), c.dtype), dw(w, c.dtype), dbias(bias, QF_F32), dnorm(norm, QF_F32);
-  const DeviceArray dresidual(strided(residual, c.m, n, ldy), c.y_dtype), dscales(codes.scales, QF_F32);
-  DeviceBytes dq(codes.q.size());
+  const DeviceArray dresidual(strided(residual, c.m, n, ldy), c.y_dtype);
+  DeviceBytes dq(codes.q.size()), dscales(codes.scales.size() * sizeof(uint16_t));
   dq.upload(codes.q.data());
+  dscales.upload(codes.scales.data());
   const std::vector<float> blank(static_cast<size_t>(c.m * ldy), NAN);
   const DeviceArray y(blank, c.y_dtype), y_linear(blank, c.y_dtype);
 
@@ -87,7 +92,7 @@ inline void check_product(const QuantProduct& c, bool with_double) {
   linear.activation = c.activation;
   const QfQuantLinear quant = {linear.x,
                                static_cast<uint8_t*>(dq.data()),
-                               dscales.floats(),
+                               static_cast<uint16_t*>(dscales.data()),
                                linear.bias,
                                linear.residual,
                                linear.norm_weight,

@@ -23,6 +23,14 @@ export function widened(weight: ops.QuantizedWeight, k: number): Float32Array {
   });
 }
 
+/** The scale of a group whose largest magnitude is an f32: the least bf16 that is not below its quotient by 127 or 7 in f32. */
+export function scaleOf(largest: number, bits: 4 | 8): number {
+  const quotient = Math.fround(largest / (bits === 8 ? 127 : 7));
+  if (quotient === 0 || quotient === Infinity) return quotient;
+  const unit = 2 ** (Math.max(Math.floor(Math.log2(quotient)), -126) - 7);
+  return Math.ceil(quotient / unit) * unit;
+}
+
 /** Column `i` of a row of codes in the order of columns, signed bytes or halves of a byte plus 8. */
 function levelInOrder(row: Uint8Array, i: number, bits: number): number {
   return bits === 8 ? (row[i]! << 24) >> 24 : ((row[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
@@ -56,7 +64,8 @@ export function inUnits(x: Tensor): Tensor {
   return Tensor.fromArray(values, x.shape);
 }
 
-function roundEven(value: number): number {
+/** The nearest whole number, the even one of two. */
+export function roundEven(value: number): number {
   const below = Math.floor(value);
   return value - below === 0.5 ? below + (below & 1) : Math.round(value);
 }
