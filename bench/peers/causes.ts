@@ -1,5 +1,5 @@
 // Why rows miss their bars, as far as it was found: printed under a report for what it shows as lost. Figures are of an Emerald
-// Rapids Xeon whose two CPUs are hyper-threads of one core, one thread unless said, and of the change that found them.
+// Rapids Xeon, two CPUs of a shared host whose speed changes by a factor of two to three, one thread unless said, and of the change that found them.
 
 interface Cause {
   /** The rows it is about, by "group: name". */
@@ -12,9 +12,9 @@ const CAUSES: readonly Cause[] = [
     of: /^linear: M=257 .* f32 /,
     text:
       'The limit is a loop of multiply-adds on registers. A loop that also loads its operands from L1, as a product must, reaches 97 % of ' +
-      'it while the other hyper-thread of the core is still, and 80 to 89 % while it is not, whatever the tile (12 × 2, 8 × 3 or 6 × 4 ' +
+      'it at best and 80 to 89 % while the host is busy, whatever the tile (12 × 2, 8 × 3 or 6 × 4 ' +
       'vectors, operands in registers or in memory). Of a product, packing w takes 7 %, writing y 5 %, packing x 1 to 4 % and the sums ' +
-      'that wait in L2 between lanes 8 %: on a still core that leaves 83 % (K = 1408), 78 % (768, 4096) and 74 % (6144). Tried: dot ' +
+      'that wait in L2 between lanes 8 %: at best that leaves 83 % (K = 1408), 78 % (768, 4096) and 74 % (6144). Tried: dot ' +
       'products on packed panels (58 % where outer products reach 63 to 69 %), then outer products (this one); rows in groups whose ' +
       'sums stay in L1 (0.97 times), lanes two by two (0.97 to 0.99 times).',
   },
@@ -22,8 +22,8 @@ const CAUSES: readonly Cause[] = [
     of: /^linear: M=257 .* bf16 /,
     text:
       'The matrix unit reaches its limit of 2,347 GFLOP/s on tiles that stay in registers. The loop of a product, four tile loads to ' +
-      'four products, runs at that rate as well, 23 ns a step, while the other hyper-thread of the core is still; while it is not, a ' +
-      'step takes 80 to 100 ns, though the products alone are as fast as before. On a still core 257 × 1408 × 1408 reaches 44 to 48 %: ' +
+      'four products, runs at that rate at best, 23 ns a step; for seconds at a time a step takes 80 to 140 ns, and the products alone up ' +
+      'to 60, whatever our other CPU does. At best 257 × 1408 × 1408 reaches 44 % and 257 × 4224 × 1408 48 %: ' +
       'writing y takes 15 % (its lines go to L3 and back), packing x 11 %, sums that wait between panels 15 %, and 257 rows take 17 ' +
       'tiles of 16. oneDNN with weights packed beforehand reaches 41 to 48 %. Tried: panels from L2 with w in place (834 GFLOP/s), then ' +
       'w copied on its first use where it would not stay in L1 and sums finished between products (1,117); w always copied (0.91 to 1.01 times).',
@@ -39,7 +39,7 @@ const CAUSES: readonly Cause[] = [
     text:
       'A token reads 1,067 MB (int8) or 582 MB (int4), where Q8_0 and Q4_0 read 1,099 and 581 MB; the head has 8 bits in either. ' +
       'While scales had 32 bits (615 MB), the products alone took 24.5 of 27.5 ms of a token in int4, with two threads; those of the ' +
-      'key and value matrices of 256 rows read at half the rate of the others. Tried without gain: huge pages for matrices of 2 MB as well, q, k and v as one product.',
+      'key and value matrices of 256 rows read at half the rate of the others. Tried: huge pages for matrices of 2 MB as well (no gain), q, k and v as one product (1 to 3 %).',
   },
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,

@@ -62,7 +62,7 @@ template <class Fill>
 void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_dim, double work, bool tiles,
                 const Fill& fill) {
   if (pieces.empty()) return;
-  const double per_nanosecond = tiles ? 60.0 : 15.0;
+  const double per_nanosecond = tiles ? 60.0 : 15.0;  // multiply-adds
   const double cost = work / per_nanosecond / static_cast<double>(pieces.size());
   const AttentionKernels& kernel = kernels().attention;
   parallel_for(static_cast<int64_t>(pieces.size()), grain_for(cost), [&](int64_t begin, int64_t end) {

@@ -6,12 +6,13 @@
 
 namespace qformer::cpu {
 
-inline constexpr int64_t kKeyBlock = 64;  // keys per step of the online softmax, at absolute multiples of 64
+// Keys per step of the online softmax, at absolute multiples of it; on a matrix unit kTileKeyBlock.
+inline constexpr int64_t kKeyBlock = 64, kTileKeyBlock = 512;
+
 // Most rows of one job, unless one token alone has more: all of a picture of 257 patches.
 inline constexpr int64_t kJobRows = 272;
 
-// The same on a matrix unit.
-inline constexpr int64_t kTileKeyBlock = 512;
+// In place of the first key with a value that is not finite.
 inline constexpr int64_t kAllFinite = INT64_MAX;
 
 // Tokens [first_token, last_token) see the same first key; the last one may differ per token.
