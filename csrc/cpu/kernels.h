@@ -31,41 +31,34 @@ struct Ahead {
   int64_t stride, bytes, rows;
 };
 
-// A block of packed rows of x times one packed panel of outer_columns rows of w (linear_outer.h). Rows of x lie in
-// tiles of at most outer_rows, as even as possible, the taller ones first. Units are 4 bytes: a float, or a pair of
-// bf16.
-struct OuterJob {
+// A block of k of rows of x, packed, times the same of up to panel_columns rows of w (linear_panel.h). Rows of x lie in
+// tiles of at most tile_rows, as even as possible, the taller ones first.
+struct PanelJob {
   const float* x;
-  const float* w;
-  int64_t rows, steps;  // steps of one lane
-  int64_t last_lanes;   // lanes that have the last of them
-  int64_t lane_stride;  // of w, in units
-  float* waiting;       // (log2(lanes) + 1) * rows * outer_columns
-  float* sums;          // raw sums, rows * outer_columns; where null, `finish` gets them
-  Finish finish;        // of all rows and of the real columns; its own sums are not used
+  const void* w;  // `columns` rows, ldw elements apart
+  int64_t ldw, columns;
+  float* packed_w;      // working memory: panel_floats
+  int64_t rows, count;  // count <= DotKernels::block: elements of the block
+  bool first;           // sums start here, else they are added to
+  float* sums;          // rows * panel_columns, rows ld_sums apart
+  int64_t ld_sums;
   Ahead ahead;
+  float* y;  // where the sums will go, fetched to be written; null if that is not yet
+  int64_t ldy;
 };
 
 // Dot products of rows of x with rows of w for one pair of element types. All ways give the same bits per element.
 struct DotKernels {
-  int32_t x_size, w_size;  // bytes per element; x is f32, or bf16 for bf16 products
-  int32_t step;            // elements of k per multiply-add of vectors
+  int32_t w_size;  // bytes per element
+  int32_t step;    // elements of k per vector: a packed block has a multiple of it
+  int32_t block;   // elements of k per block
 
-  // m <= max_rows rows, no packing: sums[i * ld_sums + j] = x row i · w row j
-  void (*rows)(const void* x, int64_t ldx, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+  // Packs `count` elements of k of some rows of x, up to the end of a vector; rounds to bf16 for bf16 products.
+  void (*pack_x)(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out);
+  // Of m <= max_rows packed rows, and w where it lies: sums[i * ld_sums + j] = x row i · w row j
+  void (*rows)(const float* x, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
                int64_t ld_sums);
-  // Packs tile `tile` of `tiles` (tile_m rows each, `rows` of them real) into `out`, which holds all tiles.
-  void (*pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, float* out);
-  // All packed tiles with `columns` <= tile_n rows of w; writes tile_n columns of tiles * tile_m rows. packed_w:
-  // panel_bytes, waiting: tiles * tile_m * tile_n vectors.
-  void (*panel)(const float* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
-                float* packed_w, float* waiting, float* sums, int64_t ld_sums);
-
-  // Packs `rows` <= outer_rows rows as a tile; out: its place in the first lane, lane_stride units before the next.
-  void (*outer_pack_x)(const void* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride);
-  // Packs `columns` <= outer_columns rows of w as a panel, zeros for the rest.
-  void (*outer_pack_w)(const void* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride);
-  void (*outer)(const OuterJob& job);
+  void (*multiply)(const PanelJob& job);
 };
 
 inline constexpr int64_t kTileFloats = 256;  // of a tile of sums: 16 rows of 64 bytes, however many columns are used
@@ -123,12 +116,10 @@ struct TileKernels {
 };
 
 struct LinearKernels {
-  int32_t tile_m, tile_n;
-  int64_t panel_bytes;
-  int32_t outer_rows, outer_columns;
-  int32_t max_rows;  // of DotKernels::rows
+  int32_t tile_rows, panel_columns;
+  int64_t panel_floats;  // of a packed block of a panel
+  int32_t max_rows;      // of DotKernels::rows
   DotKernels f32, f16, bf16, bf16_products;
-  void (*round_to_bf16)(const float* x, int64_t n, void* out);  // out: elements of bf16_products.x_size bytes
   void (*finish)(const Finish& job);
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,
                    int32_t dtype);
@@ -151,7 +142,22 @@ struct QuantDotKernels {
   void (*rows)(const void* x, int64_t m, int64_t blocks, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
 };
 
-// As in DotKernels; a step of OuterJob is a block.
+// A block of packed rows of x times one packed panel of w (outer_products.h). Rows of x lie in
+// tiles, as even as possible, the taller ones first. Units are 4 bytes: a float, or a pair of
+// bf16.
+struct OuterJob {
+  const float* x;
+  const float* w;
+  int64_t rows, steps;  // steps of one lane
+  int64_t last_lanes;   // lanes that have the last of them
+  int64_t lane_stride;  // of w, in units
+  float* waiting;       // (log2(lanes) + 1) * rows * columns
+  Finish finish;        // of all rows and of the real columns; its own sums are not used
+  Ahead ahead;
+};
+
+// Packs `rows` rows of x as a tile at `out`, its place in the first lane, lane_stride units before the next, or
+// `columns` rows of w as a panel, zeros for the rest.
 struct QuantPackKernels {
   void (*x)(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride);
   void (*w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
@@ -161,6 +167,7 @@ struct QuantPackKernels {
 struct QuantOuterKernels {
   int64_t from_rows;         // m from which they are faster
   int64_t rows;              // of a tile, at most
+  int64_t columns;           // of a panel
   int64_t x_units, w_units;  // of a step, for one row of x and for one column
   QuantPackKernels int8, int4;
   void (*multiply)(const OuterJob& job);

@@ -1,11 +1,10 @@
 // Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised.
 //
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
-// applies the epilogue (bias, activation, residual or gate) while they are in cache. Below kPackedFrom rows of x
-// the weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and
-// weight panels are packed into L1 on the fly: n * k weights per block of rows. From kOuterFrom rows on, outer products
-// take over (linear_outer.cpp), for quantised weights as soon as they are faster. bf16 products on a matrix unit have
-// ways of their own (linear_tiles.cpp).
+// applies the epilogue (bias, activation, residual or gate) while they are in cache. Below kPanelsFrom rows of x the
+// weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and panels of
+// weights are packed into L1 on the fly: n * k weights per block of rows. Quantised weights and bf16 products on a
+// matrix unit have ways of their own for many rows (quant_outer.cpp, linear_tiles.cpp).
 
 #include "linear.h"
 
@@ -20,15 +19,18 @@
 namespace qformer::cpu {
 namespace {
 
-constexpr int64_t kPackedFrom = 17;
-constexpr int64_t kOuterFrom = 128;
-constexpr int64_t kMinBlockRows = 32;
-constexpr int64_t kBlockBytes = 1 << 20;  // of packed x: it stays in L2 while all of w passes by
-constexpr int64_t kTaskColumns = 48;
+constexpr int64_t kPanelsFrom = 17;
+constexpr int64_t kBlockRows = 272;  // a block of k of so many packed rows has 408 KiB of an L2 of 1 MiB
+constexpr int64_t kTaskColumns = 64;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 
-// x as quantised products take it; ld: blocks of a row.
-Operand quant_x(const LinearCall& call) {
+// Rows of x as streaming products take them.
+struct StreamX {
+  const void* data;
+  int64_t ld;  // floats of a row, or blocks of a quantised call
+};
+
+StreamX quant_x(const LinearCall& call) {
   const QuantKernels& quant = kernels().quant;
   const int64_t blocks = ceil_div(call.k, quant.block_columns), row_bytes = blocks * quant.block_bytes;
   auto* packed = static_cast<char*>(thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * row_bytes)));
@@ -40,21 +42,27 @@ Operand quant_x(const LinearCall& call) {
   return {packed, blocks};
 }
 
-Operand prepare_x(const LinearCall& call, const DotKernels& dot) {
-  if (call.w_dtype != QF_BF16 || call.math != QF_MATH_BF16) return {call.x, call.ldx};
-  const LinearKernels& table = kernels().linear;
-  void* rounded = thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * call.k * dot.x_size));
-  parallel_for(call.m, grain_for(0.2 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      table.round_to_bf16(call.x + i * call.ldx, call.k, static_cast<char*>(rounded) + i * call.k * dot.x_size);
-    }
-  });
-  return {rounded, call.k};
+// Floats of a packed row of `count` elements of k, whole vectors of them.
+int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * kernels().lanes; }
+
+// Rows that are multiplied together while weights stream by.
+int64_t stream_rows(const LinearCall& call) {
+  const int64_t most = call.bits != 0 ? kernels().quant.max_rows : kernels().linear.max_rows;
+  return ceil_div(call.m, ceil_div(call.m, most));
 }
 
-void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, int64_t column, int64_t n) {
-  const int64_t max_rows = call.bits != 0 ? kernels().quant.max_rows : kernels().linear.max_rows;
-  const int64_t group = ceil_div(call.m, ceil_div(call.m, max_rows));
+StreamX stream_x(const LinearCall& call, const DotKernels& dot) {
+  const int64_t row_floats = packed_floats(dot, call.k), group = stream_rows(call);
+  auto* packed =
+      static_cast<float*>(thread_scratch(Scratch::kPackedX, static_cast<size_t>(call.m * row_floats) * sizeof(float)));
+  for (int64_t i = 0; i < call.m; i += group) {
+    dot.pack_x(call.x + i * call.ldx, call.ldx, std::min(group, call.m - i), call.k, packed + i * row_floats);
+  }
+  return {packed, row_floats};
+}
+
+void stream_columns(const LinearCall& call, const DotKernels& dot, StreamX x, int64_t column, int64_t n) {
+  const int64_t group = stream_rows(call);
   float* sums =
       static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
   float* up = call.w_up != nullptr ? sums + call.m * n : nullptr;
@@ -65,7 +73,7 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, in
                                  x.ld, quant_rows(call, column), n, out + i * n, n);
         continue;
       }
-      dot.rows(offset(x.data, i * x.ld, dot.x_size), x.ld, std::min(group, call.m - i),
+      dot.rows(static_cast<const float*>(x.data) + i * x.ld, std::min(group, call.m - i),
                offset(w, column * call.ldw, dot.w_size), call.ldw, n, call.k, out + i * n, n);
     }
   };
@@ -74,7 +82,7 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, Operand x, in
   finish_block(call, sums, up, n, 0, call.m, column, n);
 }
 
-void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
+void run_streaming(const LinearCall& call, const DotKernels& dot, StreamX x) {
   const double row_bytes = call.bits != 0 ? static_cast<double>(call.k * call.bits) / 8 : call.k * dot.w_size;
   const double bytes = row_bytes * (call.w_up != nullptr ? 2 : 1);
   const double products = static_cast<double>(call.k * call.m) * (call.w_up != nullptr ? 2 : 1);
@@ -88,65 +96,89 @@ void run_streaming(const LinearCall& call, const DotKernels& dot, Operand x) {
   });
 }
 
-// A block of packed rows of x.
+// A block of rows of x, packed: [block of k][tile][groups of the block][rows of the tile].
 struct PackedRows {
   const float* data;
-  int64_t row, rows, tiles;
+  int64_t row, rows;
 };
 
-PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, Operand x, int64_t row, int64_t rows) {
-  const int64_t tile_m = kernels().linear.tile_m;
-  const int64_t tiles = ceil_div(rows, tile_m);
+PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, int64_t row, int64_t rows) {
+  const int64_t tiles = ceil_div(rows, kernels().linear.tile_rows), short_rows = rows / tiles, tall = rows % tiles;
+  const int64_t blocks = ceil_div(call.k, dot.block);
   auto* packed = static_cast<float*>(
-      thread_scratch(Scratch::kPackedX, static_cast<size_t>(tiles * tile_m * round_up(call.k, dot.step) * dot.x_size)));
-  parallel_for(tiles, grain_for(0.2 * static_cast<double>(tile_m * call.k)), [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; tile++) {
-      const int64_t first = tile * tile_m;
-      dot.pack_x(offset(x.data, (row + first) * x.ld, dot.x_size), x.ld, std::min(tile_m, rows - first), call.k, tile,
-                 tiles, packed);
+      thread_scratch(Scratch::kPackedX, static_cast<size_t>(rows * packed_floats(dot, call.k)) * sizeof(float)));
+  const double cost = 0.5 * static_cast<double>(std::min<int64_t>(dot.block, call.k) * short_rows);
+  parallel_for(tiles * blocks, grain_for(cost), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t first = item / tiles * dot.block, count = std::min<int64_t>(dot.block, call.k - first);
+      const int64_t tile = item % tiles, before = tile * short_rows + std::min(tile, tall);
+      dot.pack_x(call.x + (row + before) * call.ldx + first, call.ldx, short_rows + (tile < tall), count,
+                 packed + rows * packed_floats(dot, first) + before * packed_floats(dot, count));
     }
   });
-  return {packed, row, rows, tiles};
+  return {packed, row, rows};
 }
 
-void packed_columns(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n) {
-  const LinearKernels& table = kernels().linear;
-  const int64_t ld = round_up(n, table.tile_n);
-  const int64_t padded_rows = x.tiles * table.tile_m;
-  auto* panel = static_cast<float*>(thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_bytes)));
-  auto* waiting = static_cast<float*>(thread_scratch(
-      Scratch::kAccumulators, static_cast<size_t>(padded_rows * table.tile_n * kernels().lanes) * sizeof(float)));
-  auto* sums =
-      static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * padded_rows * ld) * sizeof(float)));
-  float* up = call.w_up != nullptr ? sums + padded_rows * ld : nullptr;
-  const auto fill = [&](const void* w, float* out) {
-    for (int64_t j = 0; j < n; j += table.tile_n) {
-      dot.panel(x.data, x.tiles, offset(w, (column + j) * call.ldw, dot.w_size), call.ldw,
-                std::min<int64_t>(table.tile_n, n - j), call.k, panel, waiting, out + j, ld);
+// Columns [column, column + n) for a block of rows: block of k by block, so that the part of x that belongs to it stays
+// in L2 while panel after panel of w passes through L1.
+class PanelTask {
+ public:
+  PanelTask(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n)
+      : call_(call), dot_(dot), x_(x), column_(column), n_(n), ld_(round_up(n, width())) {}
+
+  void run() {
+    auto* sums = static_cast<float*>(thread_scratch(
+        Scratch::kSums, static_cast<size_t>((call_.w_up != nullptr ? 2 : 1) * x_.rows * ld_) * sizeof(float)));
+    float* up = call_.w_up != nullptr ? sums + x_.rows * ld_ : nullptr;
+    fill(call_.w, sums, up != nullptr ? at(call_.w_up, column_, 0) : next_task());
+    if (up != nullptr) fill(call_.w_up, up, next_task());
+    finish_block(call_, sums, up, ld_, x_.row, x_.rows, column_, n_);
+  }
+
+ private:
+  static int64_t width() { return kernels().linear.panel_columns; }
+  const char* at(const void* w, int64_t row, int64_t k) const {
+    return static_cast<const char*>(w) + (row * call_.ldw + k) * dot_.w_size;
+  }
+  const char* next_task() const { return column_ + n_ < call_.n ? at(call_.w, column_ + n_, 0) : nullptr; }
+
+  // The sums of all columns; `next`: the weights that are read after these.
+  void fill(const void* w, float* sums, const char* next) {
+    const LinearKernels& table = kernels().linear;
+    auto* panel =
+        static_cast<float*>(thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_floats) * sizeof(float)));
+    for (int64_t first = 0; first < call_.k; first += dot_.block) {
+      const int64_t count = std::min<int64_t>(dot_.block, call_.k - first), after = first + count;
+      const float* x = x_.data + x_.rows * packed_floats(dot_, first);
+      for (int64_t j = 0; j < n_; j += width()) {
+        const char* from = j + width() < n_  ? at(w, column_ + j + width(), first)
+                           : after < call_.k ? at(w, column_, after)
+                                             : next;
+        float* y = after == call_.k ? call_.y + x_.row * call_.ldy + column_ + j : nullptr;
+        // Past the last row of w nothing is worth fetching, but nothing is lost either.
+        const Ahead ahead{from, call_.ldw * dot_.w_size, count * dot_.w_size, from != nullptr ? width() : 0};
+        dot_.multiply({x, at(w, column_ + j, first), call_.ldw, std::min(width(), n_ - j), panel, x_.rows, count,
+                       first == 0, sums + j, ld_, ahead, y, call_.ldy});
+      }
     }
-  };
-  fill(call.w, sums);
-  if (up != nullptr) fill(call.w_up, up);
-  finish_block(call, sums, up, ld, x.row, x.rows, column, n);
-}
+  }
 
-// Rows of x per block. A block that L2 cannot hold halves the rate; one of few rows reads and packs w more often.
-int64_t block_rows(const LinearCall& call, const DotKernels& dot) {
-  const int64_t fitting = kBlockBytes / (round_up(call.k, dot.step) * dot.x_size);
-  const int64_t rows = std::max(fitting, kMinBlockRows);
-  return round_up(ceil_div(call.m, ceil_div(call.m, rows)), kernels().linear.tile_m);
-}
+  const LinearCall& call_;
+  const DotKernels& dot_;
+  const PackedRows& x_;
+  int64_t column_, n_, ld_;
+};
 
-void run_packed(const LinearCall& call, const DotKernels& dot, Operand x) {
-  const int64_t tile_n = kernels().linear.tile_n;
-  const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 8), tile_n);
-  const int64_t columns = std::clamp(per_thread, tile_n, round_up(kTaskColumns, tile_n));
-  const int64_t block = block_rows(call, dot);
+void run_panels(const LinearCall& call, const DotKernels& dot) {
+  const int64_t width = kernels().linear.panel_columns;
+  const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 12), width);
+  const int64_t columns = std::clamp(per_thread, width, round_up(kTaskColumns, width));
+  const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
   for (int64_t row = 0; row < call.m; row += block) {
-    const PackedRows packed = pack_rows(call, dot, x, row, std::min(block, call.m - row));
+    const PackedRows packed = pack_rows(call, dot, row, std::min(block, call.m - row));
     parallel_for(ceil_div(call.n, columns), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
-        packed_columns(call, dot, packed, task * columns, std::min(columns, call.n - task * columns));
+        PanelTask(call, dot, packed, task * columns, std::min(columns, call.n - task * columns)).run();
       }
     });
   }
@@ -198,16 +230,13 @@ void run_linear(const LinearCall& call) {
   if (bf16_products && call.k > 0 && kernels().linear.bf16_tiles != nullptr) return run_tiles(call);
   const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
   if (call.bits != 0) {
-    if (call.m >= kernels().quant.outer->from_rows && call.k > 0) return run_outer(call, dot, {call.x, call.ldx});
+    if (call.m >= kernels().quant.outer->from_rows && call.k > 0) return run_quant_outer(call);
     return run_streaming(call, dot, quant_x(call));
   }
-  const Operand x = prepare_x(call, dot);
-  if (call.m < kPackedFrom || call.k == 0) {
-    run_streaming(call, dot, x);
-  } else if (call.m >= kOuterFrom) {
-    run_outer(call, dot, x);
+  if (call.m < kPanelsFrom || call.k == 0) {
+    run_streaming(call, dot, stream_x(call, dot));
   } else {
-    run_packed(call, dot, x);
+    run_panels(call, dot);
   }
 }
 

@@ -28,14 +28,8 @@ struct LinearCall {
 
 void run_linear(const LinearCall& call);
 
-// The rows of x as the products want them.
-struct Operand {
-  const void* data;
-  int64_t ld;
-};
-
-// run_linear by outer products; m, n, k > 0.
-void run_outer(const LinearCall& call, const DotKernels& dot, Operand x);
+// run_linear of many rows with quantised weights; m, n, k > 0.
+void run_quant_outer(const LinearCall& call);
 
 // run_linear where kernels().linear.bf16_tiles serves the call; m, n, k > 0.
 void run_tiles(const LinearCall& call);

@@ -1,77 +1,86 @@
-// The inner loop of every linear op: dot products of M rows of x with N rows of w, vector lanes running along k.
+// The sums of every linear op, and the products of few rows.
 //
-// Canonical order of one output element: lane j of one accumulator takes k = j, j + L, j + 2L, ... (pairs of k for bf16
-// dot products), the tail comes zero-filled, then reduce_add's tree. Every kernel keeps exactly this order whatever M,
-// N, blocking or packing is, so an element's bits depend on its own row of x and of w only.
+// Canonical order of one output element: k is cut into blocks of kBlockGroups groups of 16 bytes (4 floats, or 4 pairs
+// of bf16 for bf16 dot products). Lane j of four takes number j of each group of a block, from zero on; the lanes are
+// added as (0 + 2) + (1 + 3), and the blocks' sums one after the other. Zeros fill up the last groups of k. Every
+// kernel keeps exactly this order whatever its tiles, blocks or packing are, so an element's bits depend on its own row
+// of x and of w only, and for f32 products not on the instruction set either, but for one without fused multiply-add.
+//
+// A vector holds the four lanes of kColumns columns. What is loaded of w is groups of one row: kColumns rows are loaded
+// and turned, a square of groups, and each group of x is repeated for all columns. x is packed, so that one pointer
+// reads it: with one for each row, addresses spill.
 #pragma once
 
+#include "fetcher.h"
 #include "simd.h"
 #include "transpose.h"
 
 namespace qformer::cpu::QF_ISA {
 
-// How far ahead of its use each stream of weights is fetched. Longer distances lose: with six streams, 4 KiB of each
-// nearly fill an L1 of 32 KiB.
+constexpr int kColumns = kLanes / 4;  // groups of a vector, and columns it has sums of
+constexpr int64_t kBlockGroups = 96;  // a multiple of kColumns
+constexpr int kMostVectors = 4;       // of columns, as add_groups takes them
+
+constexpr int kMostStreams = 8;
+// How far ahead of its use each stream of weights is fetched.
 constexpr int64_t kPrefetchBytes = 1024;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A step of kLanes rows of w, turned.
-template <class Dot>
-inline void turn_rows(const typename Dot::W* w, int64_t ldw, Vf (&tile)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i++) tile[i] = Dot::load_w(w + i * ldw);
-  transpose(tile);
-}
-
-// Operand types: how a step of kStep elements of x and of w is loaded, kLanes of them turned, and one multiply-add of
-// such steps. A lane of a step is 32 bits, a float or a pair of bf16. mac_at takes the same lane of x for all of w.
+// Kinds of products: how kStep elements of x become the kLanes numbers of a vector, how those of w are loaded, and one
+// multiply-add. A number is 32 bits, a float or a pair of bf16; a group has kGroup elements.
 struct DotF32 {
-  using X = float;
   using W = float;
-  static constexpr int kStep = kLanes;
-  static Vf load_x(const X* p) { return load(p); }
-  static Vf load_x(const X* p, int64_t n) { return load_partial(p, n); }
+  static constexpr int kStep = kLanes, kGroup = 4;
+  static Vf take_x(const float* p) { return load(p); }
+  static Vf take_x(const float* p, int64_t n) { return load_partial(p, n); }
   static Vf load_w(const W* p) { return load(p); }
   static Vf load_w(const W* p, int64_t n) { return load_partial(p, n); }
-  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { load_transposed(w, ldw, tile); }
   static Vf mac(Vf sum, Vf x, Vf w) { return fma(x, w, sum); }
-  static Vf mac_at(Vf sum, const float* x, Vf w) { return fma_at(x, w, sum); }
 };
 
 struct DotF16 : DotF32 {
   using W = uint16_t;
   static Vf load_w(const W* p) { return load_f16(p); }
   static Vf load_w(const W* p, int64_t n) { return load_f16_partial(p, n); }
-  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotF16>(w, ldw, tile); }
 };
 
 struct DotBf16 : DotF32 {
   using W = uint16_t;
   static Vf load_w(const W* p) { return load_bf16(p); }
   static Vf load_w(const W* p, int64_t n) { return load_bf16_partial(p, n); }
-  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotBf16>(w, ldw, tile); }
 };
 
+// Both operands bf16, x rounded to it.
 #if defined(QF_ISA_BF16_DOT)
-// Both operands bf16: each lane adds the products of a pair of neighbours (vdpbf16ps).
-struct DotBf16Pairs {
-  using X = uint16_t;
+// Each lane adds the products of a pair of neighbours (vdpbf16ps).
+struct DotBf16Products {
   using W = uint16_t;
-  static constexpr int kStep = 2 * kLanes;
-  static Vf load_x(const X* p) { return {_mm512_loadu_ps(p)}; }
-  static Vf load_x(const X* p, int64_t n) {
+  static constexpr int kStep = 2 * kLanes, kGroup = 8;
+  static Vf take_x(const float* p) { return pairs(load(p), load(p + kLanes)); }
+  static Vf take_x(const float* p, int64_t n) {
+    return pairs(load_partial(p, smaller(n, kLanes)), n > kLanes ? load_partial(p + kLanes, n - kLanes) : zero());
+  }
+  static Vf load_w(const W* p) { return {_mm512_loadu_ps(p)}; }
+  static Vf load_w(const W* p, int64_t n) {
     return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p))};
   }
-  static Vf load_w(const W* p) { return load_x(p); }
-  static Vf load_w(const W* p, int64_t n) { return load_x(p, n); }
-  static void load_turned(const W* w, int64_t ldw, Vf (&tile)[kLanes]) { turn_rows<DotBf16Pairs>(w, ldw, tile); }
   static Vf mac(Vf sum, Vf x, Vf w) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(w.v))};
   }
-  static Vf mac_at(Vf sum, const float* x, Vf w) {
-    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(*x));
-    return sum;
+
+ private:
+  static Vf pairs(Vf low, Vf high) {
+    return {_mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1))};
+  }
+};
+#else
+struct DotBf16Products : DotBf16 {
+  static Vf take_x(const float* p) { return take_x(p, kLanes); }
+  static Vf take_x(const float* p, int64_t n) {
+    uint16_t rounded[kLanes];
+    store_bf16(rounded, load_partial(p, n));
+    return load_bf16(rounded);
   }
 };
 #endif
@@ -84,113 +93,149 @@ inline __attribute__((always_inline)) Vf in_register(Vf step) {
   return step;
 }
 
-// Adds one step of M x N products. `load_x(m)` and `load_w(n)` give the operands.
-template <class Dot, int M, int N, class LoadX, class LoadW>
-inline __attribute__((always_inline)) void dot_step(Vf (&sum)[M * N], LoadX load_x, LoadW load_w) {
-  // The shorter side waits in registers, the longer one passes through a single register.
-  if constexpr (N <= M) {
-    Vf w[N];
-#pragma GCC unroll 16
-    for (int n = 0; n < N; n++) w[n] = in_register(load_w(n));
-#pragma GCC unroll 16
+// Packs `count` elements of k of some rows of x: [group][row][4], zeros up to a whole vector.
+template <class Dot>
+void pack_x_tile(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out) {
+  constexpr int64_t kBlock = kBlockGroups * Dot::kGroup;
+  for (; count > 0; count -= kBlock, x += kBlock, out += kBlockGroups * rows * 4) {
+    const int64_t block = smaller(count, kBlock);
+    fetch_to_write(out, kLanes * rows, (block + Dot::kStep - 1) / Dot::kStep, kLanes * rows);
+    for (int64_t row = 0; row < rows; row++) {
+      const float* from = x + row * ldx;
+      float* to = out + 4 * row;
+      for (int64_t i = 0; i < block; i += Dot::kStep) {
+        alignas(64) float numbers[kLanes];
+        store(numbers, block - i >= Dot::kStep ? Dot::take_x(from + i) : Dot::take_x(from + i, block - i));
+#pragma GCC unroll 4
+        for (int g = 0; g < kColumns; g++, to += 4 * rows) __builtin_memcpy(to, numbers + 4 * g, 16);
+      }
+    }
+  }
+}
+
+// The sums of kLanes columns over a block from those of vectors of columns: lane 4 * g + v is column g of vector v.
+template <int V>
+inline Vf add_lanes(const Vf* sum) {
+  return add_groups(sum[0], V > 1 ? sum[1] : zero(), V > 2 ? sum[2] : zero(), V > 3 ? sum[3] : zero());
+}
+
+// Adds the products of M rows of x with V vectors of columns over kStep elements. load_w(g, v): the elements of row
+// g of vector v; group_of_x(m, g): group g of row m, repeated.
+template <class Dot, int M, int V, class LoadW, class GroupOfX>
+inline __attribute__((always_inline)) void add_products(Vf (&sum)[M][V], LoadW load_w, GroupOfX group_of_x) {
+  Vf w[V][kColumns];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kColumns; g++) w[v][g] = in_register(load_w(g, v));
+    turn_groups(w[v]);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < kColumns; g++) {
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const Vf x = in_register(load_x(m));
-#pragma GCC unroll 16
-      for (int n = 0; n < N; n++) sum[m * N + n] = Dot::mac(sum[m * N + n], x, w[n]);
-    }
-  } else {
-    Vf x[M];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++) x[m] = in_register(load_x(m));
-#pragma GCC unroll 16
-    for (int n = 0; n < N; n++) {
-      const Vf w = in_register(load_w(n));
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) sum[m * N + n] = Dot::mac(sum[m * N + n], x[m], w);
+      const Vf x = in_register(group_of_x(m, g));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sum[m][v] = Dot::mac(sum[m][v], x, w[v][g]);
     }
   }
 }
 
-// Reduces M x N accumulators into sums[m * ld + n * stride].
-template <int M, int N>
-inline void reduce_tile(const Vf (&sum)[M * N], float* sums, int64_t ld, int64_t stride = 1) {
-  constexpr int kFull = M * N / kLanes * kLanes, kRest = M * N - kFull;
-  float flat[kFull + kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kFull; i += kLanes) store(flat + i, reduce_add_lanes(sum + i));
-  if constexpr (2 * kRest >= kLanes && kRest > 1) {
-    Vf rest[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) rest[i] = i < kRest ? sum[kFull + i] : zero();
-    store(flat + kFull, reduce_add_lanes(rest));
-  } else {
-#pragma GCC unroll 16
-    for (int i = kFull; i < M * N; i++) flat[i] = reduce_add(sum[i]);
-  }
-  for (int m = 0; m < M; m++) {
-    for (int n = 0; n < N; n++) sums[m * ld + n * stride] = flat[m * N + n];
-  }
-}
-
-// sums[m * ld_sums + n * stride] = x row m · w row n * stride, straight from the rows.
-template <class Dot, int M, int N>
-void dot_rows_tile(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t stride,
-                   int64_t k, float* sums, int64_t ld_sums) {
+// sums[m * ld_sums + c * stride] = x row m · w row c * stride for V * kColumns columns c, w straight from its rows.
+// x: as pack_x_tile packs it.
+template <class Dot, int M, int V>
+void dot_rows_tile(const float* x, const typename Dot::W* w, int64_t ldw, int64_t stride, int64_t k, float* sums,
+                   int64_t ld_sums) {
   using W = typename Dot::W;
   constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(W));
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W)) / Dot::kStep * Dot::kStep;  // whole steps
-  static_assert(kLine > 0);
-  Vf sum[M * N];
-#pragma GCC unroll 32
-  for (int i = 0; i < M * N; i++) sum[i] = zero();
-  const int64_t stream = stride * ldw;
-  const auto step = [&](int64_t i) __attribute__((always_inline)) {
-    dot_step<Dot, M, N>(
-        sum, [&](int m) { return Dot::load_x(x + m * ldx + i); },
-        [&](int n) { return Dot::load_w(w + n * stream + i); });
-  };
-  int64_t i = 0;
-  for (; i + kLine <= k; i += kLine) {
+  constexpr int64_t kBlock = kBlockGroups * Dot::kGroup;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
+  constexpr int C = V * kColumns;
+  const W* row[C];
 #pragma GCC unroll 16
-    for (int n = 0; n < N; n++) __builtin_prefetch(w + n * stream + i + kAhead, 0, 2);
+  for (int c = 0; c < C; c++) row[c] = w + c * stride * ldw;
+  const auto group_of_x = [&](int m, int g) { return repeat_4(x + (g * M + m) * 4); };
+  Vf total[M];
+  for (int m = 0; m < M; m++) total[m] = zero();
+  for (int64_t first = 0; first < k; first += kBlock) {
+    const int64_t count = smaller(kBlock, k - first);
+    Vf sum[M][V];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sum[m][v] = zero();
+    }
+    int64_t i = 0;
+    for (; i + Dot::kStep <= count; i += Dot::kStep) {
+      if (Dot::kStep >= kLine || i % kLine == 0) {
 #pragma GCC unroll 16
-    for (int64_t at = 0; at < kLine; at += Dot::kStep) step(i + at);
+        for (int c = 0; c < C; c++) __builtin_prefetch(row[c] + kAhead, 0, 3);
+      }
+      add_products<Dot, M, V>(
+          sum, [&](int g, int v) { return Dot::load_w(row[g * V + v]); }, group_of_x);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; c++) row[c] += Dot::kStep;
+      x += kColumns * M * 4;
+    }
+    if (i < count) {
+      add_products<Dot, M, V>(
+          sum, [&](int g, int v) { return Dot::load_w(row[g * V + v], count - i); }, group_of_x);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const Vf block = add_lanes<V>(sum[m]);
+      total[m] = first == 0 ? block : total[m] + block;
+    }
   }
-  for (; i + Dot::kStep <= k; i += Dot::kStep) step(i);
-  if (i < k) {
-    dot_step<Dot, M, N>(
-        sum, [&](int m) { return Dot::load_x(x + m * ldx + i, k - i); },
-        [&](int n) { return Dot::load_w(w + n * stream + i, k - i); });
+  for (int m = 0; m < M; m++) {
+    float lanes[kLanes];
+    store(lanes, total[m]);
+    for (int g = 0; g < kColumns; g++) {
+      for (int v = 0; v < V; v++) sums[m * ld_sums + (g * V + v) * stride] = lanes[4 * g + v];
+    }
   }
-  reduce_tile<M, N>(sum, sums, ld_sums, stride);
 }
 
-// The N rows of a tile lie n / N apart, so that the weights are read as N streams, each running through its rows
-// without a break. Neighbouring rows would be N streams that start anew every row, where prefetchers lose their stride
-// (measured with M = 1 and N = 6: 70 % of read bandwidth at k = 1408 in bf16, 91 % so).
-template <class Dot, int M, int N>
-void dot_rows_all_n(const typename Dot::X* x, int64_t ldx, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k,
-                    float* sums, int64_t ld_sums) {
-  const int64_t stride = n / N;
-  int64_t j = 0;
-  for (; j < stride; j++) dot_rows_tile<Dot, M, N>(x, ldx, w + j * ldw, ldw, stride, k, sums + j, ld_sums);
-  for (j = stride * N; j < n; j++) dot_rows_tile<Dot, M, 1>(x, ldx, w + j * ldw, ldw, 1, k, sums + j, ld_sums);
-}
-
-// The widest register tile per number of rows; 16-register machines get narrower ones.
+// The vectors of columns that fit into registers beside what is turned of w and a vector of x, for at most kMostStreams
+// streams of weights: twice as many read 10 % slower from memory.
 template <int M>
-constexpr int columns_for_rows() {
-  constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
-  return M == 1 ? 6 : kAccumulators / M < 1 ? 1 : kAccumulators / M > 8 ? 8 : kAccumulators / M;
+constexpr int vectors_for_rows() {
+  constexpr int kFitting = (kRegisters - 1) / (M + kColumns);
+  constexpr int kMost = kMostStreams / kColumns < kMostVectors ? kMostStreams / kColumns : kMostVectors;
+  return kFitting < 1 ? 1 : kFitting > kMost ? kMost : kFitting;
 }
+
+// The columns of a tile lie n / their number apart, so that the weights are read as that many streams, each running
+// through its rows without a break. Neighbouring rows would be streams that start anew every row, where prefetchers
+// lose their stride. What is left over is done again with neighbouring rows, fewer than kColumns of them by
+// themselves.
+template <class Dot, int M>
+void dot_rows_all_n(const float* x, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+                    int64_t ld_sums) {
+  constexpr int V = vectors_for_rows<M>(), C = V * kColumns;
+  const int64_t stride = n / C;
+  int64_t j = 0;
+  for (; j < stride; j++) dot_rows_tile<Dot, M, V>(x, w + j * ldw, ldw, stride, k, sums + j, ld_sums);
+  for (j = stride * C; j + kColumns <= n; j += kColumns) {
+    dot_rows_tile<Dot, M, 1>(x, w + j * ldw, ldw, 1, k, sums + j, ld_sums);
+  }
+  // The last row of w over and over: ldw 0.
+  for (; j < n; j++) {
+    float same[M * kColumns];
+    dot_rows_tile<Dot, M, 1>(x, w + j * ldw, 0, 1, k, same, kColumns);
+    for (int m = 0; m < M; m++) sums[m * ld_sums + j] = same[m * kColumns];
+  }
+}
+
+constexpr int kDotRows = 8;
 
 template <class Dot>
-void dot_rows_of(const typename Dot::X* x, int64_t ldx, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n,
-                 int64_t k, float* sums, int64_t ld_sums) {
+void dot_rows_of(const float* x, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+                 int64_t ld_sums) {
   switch (m) {
 #define QF_ROWS(M) \
   case M:          \
-    return dot_rows_all_n<Dot, M, columns_for_rows<M>()>(x, ldx, w, ldw, n, k, sums, ld_sums);
+    return dot_rows_all_n<Dot, M>(x, w, ldw, n, k, sums, ld_sums);
     QF_ROWS(1)
     QF_ROWS(2)
     QF_ROWS(3)

@@ -1,30 +1,11 @@
-// The linear family's kernel table: dot products (linear_dot.h, linear_packed.h), rounding of x, and the epilogue.
+// The linear family's kernel table: dot products (linear_dot.h, linear_panel.h), LoRA, and the epilogue.
 #pragma once
 
 #include "kernels.h"
 #include "linear_finish.h"
-#include "linear_outer.h"
-#include "linear_packed.h"
+#include "linear_panel.h"
 
 namespace qformer::cpu::QF_ISA {
-
-// x rounded to bf16: as bf16 where the ISA multiplies bf16 pairs, else as the f32 of the same value.
-inline void round_x_to_bf16(const float* x, int64_t n, void* out) {
-#if defined(QF_ISA_BF16_DOT)
-  auto* y = static_cast<uint16_t*>(out);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_bf16(y + i, load(x + i));
-  if (i < n) store_bf16_partial(y + i, load_partial(x + i, n - i), n - i);
-#else
-  auto* y = static_cast<float*>(out);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t count = smaller(kLanes, n - i);
-    uint16_t rounded[kLanes] = {};
-    store_bf16(rounded, load_partial(x + i, count));
-    store_partial(y + i, load_bf16(rounded), count);
-  }
-#endif
-}
 
 // y = w + scaling * sum over r of b[r] * a[r, :] for one row of n elements, rounded once to the type of w. r ascends.
 template <class Load, class Store>
@@ -59,47 +40,24 @@ inline void lora_row_any(const void* w, const float* a, const float* b, void* y,
 
 template <class Dot>
 struct DotEntries {
-  using X = typename Dot::X;
-  using W = typename Dot::W;
-
-  static void rows(const void* x, int64_t ldx, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
+  static void rows(const float* x, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
                    int64_t ld_sums) {
-    dot_rows_of<Dot>(static_cast<const X*>(x), ldx, m, static_cast<const W*>(w), ldw, n, k, sums, ld_sums);
-  }
-  static void pack_x(const void* x, int64_t ldx, int64_t rows, int64_t k, int64_t tile, int64_t tiles, float* out) {
-    pack_x_tile<Dot>(static_cast<const X*>(x), ldx, rows, k, tile, tiles, out);
-  }
-  static void panel(const float* packed_x, int64_t tiles, const void* w, int64_t ldw, int64_t columns, int64_t k,
-                    float* packed_w, float* waiting, float* sums, int64_t ld_sums) {
-    dot_panel<Dot>(packed_x, tiles, static_cast<const W*>(w), ldw, columns, k, packed_w, waiting, sums, ld_sums);
-  }
-  static void pack_x_lanes(const void* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
-    outer_pack_x<Dot>(static_cast<const X*>(x), ldx, rows, k, out, lane_stride);
-  }
-  static void pack_w_lanes(const void* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride) {
-    outer_pack_w<Dot>(static_cast<const W*>(w), ldw, columns, k, out, lane_stride);
+    dot_rows_of<Dot>(x, m, static_cast<const typename Dot::W*>(w), ldw, n, k, sums, ld_sums);
   }
 
-  static constexpr DotKernels kTable = {
-      sizeof(X), sizeof(W), Dot::kStep, rows, pack_x, panel, pack_x_lanes, pack_w_lanes, outer_products<DotTiles<Dot>>};
+  static constexpr DotKernels kTable = {sizeof(typename Dot::W), Dot::kStep, kBlockGroups* Dot::kGroup,
+                                        pack_x_tile<Dot>,        rows,       multiply_panel<Dot>};
 };
 
 inline constexpr LinearKernels kLinearKernels = {
-    kTileM,
-    kTileN,
-    kPanelBytes,
-    kOuterRows,
-    kOuterColumns,
-    8,
+    kPanelRows,
+    kPanelColumns,
+    kPanelFloats,
+    kDotRows,
     DotEntries<DotF32>::kTable,
     DotEntries<DotF16>::kTable,
     DotEntries<DotBf16>::kTable,
-#if defined(QF_ISA_BF16_DOT)
-    DotEntries<DotBf16Pairs>::kTable,
-#else
-    DotEntries<DotBf16>::kTable,
-#endif
-    round_x_to_bf16,
+    DotEntries<DotBf16Products>::kTable,
     finish_rows,
     lora_row_any,
 };

@@ -2,6 +2,8 @@
 // Apply: the adapter of each row added to y, two dot products per row, the inner one of length k kept in f32; traffic:
 // a and b of a row's adapter once per row. Source: Hu et al. 2021; adapters per row: Chen et al. 2023 (Punica).
 
+#include <algorithm>
+
 #include "error.h"
 #include "families.h"
 #include "kernels.h"
@@ -42,13 +44,16 @@ QfStatus lora_apply(int32_t, const QfLoraApply* args) {
   parallel_for(a.m, grain_for(cost), [&](int64_t begin, int64_t end) {
     float* low = sums(Scratch::kProjected, a.rank);
     float* high = sums(Scratch::kSums, a.n);
+    float* packed = sums(Scratch::kPackedX, std::max(a.k, a.rank) + kernels().lanes);
     for (int64_t r = begin; r < end; r++) {
       const int64_t slot = a.adapters[r];
       if (slot < 0) continue;
       const char* down = static_cast<const char*>(a.a) + slot * a.rank * a.k * size;
       const char* up = static_cast<const char*>(a.b) + slot * a.n * a.rank * size;
-      dot.rows(x + r * a.ldx, a.ldx, 1, down, a.k, a.rank, a.k, low, a.rank);
-      dot.rows(low, a.rank, 1, up, a.rank, a.n, a.rank, high, a.n);
+      dot.pack_x(x + r * a.ldx, a.ldx, 1, a.k, packed);
+      dot.rows(packed, 1, down, a.k, a.rank, a.k, low, a.rank);
+      dot.pack_x(low, a.rank, 1, a.rank, packed);
+      dot.rows(packed, 1, up, a.rank, a.n, a.rank, high, a.n);
       for (int64_t i = 0; i < a.n; i++) y[r * a.ldy + i] += a.scaling[slot] * high[i];
     }
   });

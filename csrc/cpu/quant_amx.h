@@ -123,6 +123,7 @@ inline void amx_quant_products(const OuterJob& job) {
 inline constexpr QuantOuterKernels kQuantAmxKernels = {
     12,
     kAmxRows,
+    kOuterColumns,
     kAmxXUnits,
     kAmxWUnits,
     {amx_pack_x, outer_pack_quant_w<8, QuadParts<8>>},

@@ -226,6 +226,27 @@ inline __attribute__((always_inline)) void add_block(const QuantX* x, int64_t ld
   }
 }
 
+// Reduces M x N accumulators into sums[m * ld + n * stride].
+template <int M, int N>
+inline void reduce_tile(const Vf (&sum)[M * N], float* sums, int64_t ld, int64_t stride = 1) {
+  constexpr int kFull = M * N / kLanes * kLanes, kRest = M * N - kFull;
+  float flat[kFull + kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kFull; i += kLanes) store(flat + i, reduce_add_lanes(sum + i));
+  if constexpr (2 * kRest >= kLanes && kRest > 1) {
+    Vf rest[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) rest[i] = i < kRest ? sum[kFull + i] : zero();
+    store(flat + kFull, reduce_add_lanes(rest));
+  } else {
+#pragma GCC unroll 16
+    for (int i = kFull; i < M * N; i++) flat[i] = reduce_add(sum[i]);
+  }
+  for (int m = 0; m < M; m++) {
+    for (int n = 0; n < N; n++) sums[m * ld + n * stride] = flat[m * N + n];
+  }
+}
+
 // sums[m * ld_sums + n * stride] = x row m · w row n * stride; x: M rows of `blocks` blocks
 template <int kBits, int M, int N>
 void quant_rows_tile(const QuantX* x, int64_t blocks, const QuantRows& w, int64_t stride, float* sums,

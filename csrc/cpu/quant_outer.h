@@ -1,8 +1,9 @@
-// Products of many rows with group-quantised weights: the outer products of linear_outer.h with a unit as a step, which
-// has kUnitPairs pairs of 16-bit numbers and a scale for each row. Sums of pairs stay integers until the unit ends.
+// Products of many rows with group-quantised weights: the outer products of outer_products.h with a unit as a step,
+// which has kUnitPairs pairs of 16-bit numbers and a scale for each row. Sums of pairs stay integers until the unit
+// ends.
 #pragma once
 
-#include "linear_outer.h"
+#include "outer_products.h"
 #include "quant_dot.h"
 
 namespace qformer::cpu::QF_ISA {
@@ -11,8 +12,8 @@ constexpr int kQuantOuterRows = kRegisters == 32 ? 6 : 3;
 constexpr int64_t kUnitPairs = kQuantUnit / 2;
 constexpr int64_t kStepUnits = kUnitPairs + 1;
 
-// Packs `rows` rows of x as a tile of linear_outer.h. put_unit(levels, to, row) stores the levels of a unit of a row in
-// a step at `to`, which takes kUnits units for a row, the last of them its scale.
+// Packs `rows` rows of x as a tile of outer_products.h. put_unit(levels, to, row) stores the levels of a unit of a row
+// in a step at `to`, which takes kUnits units for a row, the last of them its scale.
 template <int64_t kUnits, class PutUnit>
 inline void pack_units_of_x(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride,
                             PutUnit put_unit) {
@@ -57,7 +58,8 @@ struct PairParts {
   }
 };
 
-// Packs `columns` rows of w into a panel of linear_outer.h, zeros for the rest. The scales of a step are its last unit.
+// Packs `columns` rows of w into a panel of outer_products.h, zeros for the rest. The scales of a step are its last
+// unit.
 template <int kBits, class Parts>
 void outer_pack_quant_w(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride) {
   using Form = QuantForm<kBits>;
@@ -148,6 +150,7 @@ struct QuantTiles {
 inline constexpr QuantOuterKernels kQuantOuterKernels = {
     17,
     kQuantOuterRows,
+    kOuterColumns,
     kStepUnits,
     kStepUnits,
     {outer_pack_quant_x, outer_pack_quant_w<8, PairParts<8>>},

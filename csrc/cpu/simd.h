@@ -9,7 +9,7 @@
 // n elements only, 0 <= n <= kLanes, and fill with 0):
 //   zero() broadcast(f) load(p) load_partial(p, n) store(p, v) store_partial(p, v, n)
 //   load_f16(p) load_bf16(p) store_f16(p, v) store_bf16(p, v) and their _partial forms, p a uint16_t*; stores round to
-//   nearest even a + b, a - b, a * b, a / b; fma(a, b, c) = a*b + c, fma_at(p, b, c) = *p * b + c, fnma(a, b, c) = c -
+//   nearest even a + b, a - b, a * b, a / b; fma(a, b, c) = a*b + c, fnma(a, b, c) = c -
 //   a*b (one rounding but for scalar) vmax(a, b) vmin(a, b): b where either is NaN (NEON: NaN); vabs sqrt round_even
 //   pow2(v): 2^v for whole v in
 //   [-126, 127] less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b reduce_add(v): fixed tree, lanes i and i +

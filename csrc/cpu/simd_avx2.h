@@ -23,6 +23,8 @@ inline Vf zero() { return {_mm256_setzero_ps()}; }
 inline Vf broadcast(float x) { return {_mm256_set1_ps(x)}; }
 inline Vf load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Vf load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
+// p[0..3] in each group of four lanes.
+inline Vf repeat_4(const float* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
 inline void store(float* p, Vf a) { _mm256_storeu_ps(p, a.v); }
 inline void store_partial(float* p, Vf a, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
 
@@ -31,7 +33,6 @@ inline Vf operator-(Vf a, Vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {_mm256_min_ps(a.v, b.v)}; }
@@ -110,6 +111,10 @@ inline Vf reduce_add_lanes(const Vf* v) {
   const __m256 low = add_halves_of_4(add_halves_of_8(v[0].v, v[4].v), add_halves_of_8(v[1].v, v[5].v));
   const __m256 high = add_halves_of_4(add_halves_of_8(v[2].v, v[6].v), add_halves_of_8(v[3].v, v[7].v));
   return {add_halves_of_2(low, high)};
+}
+// Group g of the result: the sums of group g of a, b, c and d, each (0 + 2) + (1 + 3).
+inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
+  return {add_halves_of_2(add_halves_of_4(a.v, b.v), add_halves_of_4(c.v, d.v))};
 }
 inline float reduce_max(Vf a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

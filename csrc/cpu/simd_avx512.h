@@ -27,6 +27,8 @@ inline Vf zero() { return {_mm512_setzero_ps()}; }
 inline Vf broadcast(float x) { return {_mm512_set1_ps(x)}; }
 inline Vf load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Vf load_partial(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+// p[0..3] in each group of four lanes.
+inline Vf repeat_4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
 inline void store(float* p, Vf a) { _mm512_storeu_ps(p, a.v); }
 inline void store_partial(float* p, Vf a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
 
@@ -35,11 +37,6 @@ inline Vf operator-(Vf a, Vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// fma(broadcast(*a), b, c) in one instruction.
-inline Vf fma_at(const float* a, Vf b, Vf c) {
-  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c.v) : "v"(b.v), "m"(*a));
-  return c;
-}
 inline Vf fnma(Vf a, Vf b, Vf c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -114,6 +111,10 @@ inline Vf reduce_add_lanes(const Vf* v) {
     quarter[i] = add_halves_of_8(add_halves_of_16(v[i].v, v[i + 4].v), add_halves_of_16(v[i + 8].v, v[i + 12].v));
   }
   return {add_halves_of_2(add_halves_of_4(quarter[0], quarter[1]), add_halves_of_4(quarter[2], quarter[3]))};
+}
+// Group g of the result: the sums of group g of a, b, c and d, each (0 + 2) + (1 + 3).
+inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
+  return {add_halves_of_2(add_halves_of_4(a.v, b.v), add_halves_of_4(c.v, d.v))};
 }
 inline float reduce_max(Vf a) { return _mm512_reduce_max_ps(a.v); }
 

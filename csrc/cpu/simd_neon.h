@@ -19,6 +19,7 @@ constexpr int kRegisters = 32;
 inline Vf zero() { return {vdupq_n_f32(0)}; }
 inline Vf broadcast(float x) { return {vdupq_n_f32(x)}; }
 inline Vf load(const float* p) { return {vld1q_f32(p)}; }
+inline Vf repeat_4(const float* p) { return load(p); }
 inline void store(float* p, Vf a) { vst1q_f32(p, a.v); }
 inline Vf load_partial(const float* p, int64_t n) {
   float buffer[4] = {};
@@ -36,7 +37,6 @@ inline Vf operator-(Vf a, Vf b) { return {vsubq_f32(a.v, b.v)}; }
 inline Vf operator*(Vf a, Vf b) { return {vmulq_f32(a.v, b.v)}; }
 inline Vf operator/(Vf a, Vf b) { return {vdivq_f32(a.v, b.v)}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
-inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {vfmsq_f32(c.v, a.v, b.v)}; }
 inline Vf vmax(Vf a, Vf b) { return {vmaxq_f32(a.v, b.v)}; }
 inline Vf vmin(Vf a, Vf b) { return {vminq_f32(a.v, b.v)}; }
@@ -101,6 +101,13 @@ inline float reduce_add(Vf a) {
 inline Vf reduce_add_lanes(const Vf* v) {
   const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
   return load(sums);
+}
+inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
+  const float32x4_t ab = vaddq_f32(vcombine_f32(vget_low_f32(a.v), vget_low_f32(b.v)),
+                                   vcombine_f32(vget_high_f32(a.v), vget_high_f32(b.v)));
+  const float32x4_t cd = vaddq_f32(vcombine_f32(vget_low_f32(c.v), vget_low_f32(d.v)),
+                                   vcombine_f32(vget_high_f32(c.v), vget_high_f32(d.v)));
+  return {vpaddq_f32(ab, cd)};
 }
 inline float reduce_max(Vf a) { return vmaxvq_f32(a.v); }
 

@@ -27,6 +27,7 @@ inline Vf load(const float* p) {
   memcpy(&a.v, p, sizeof(a.v));
   return a;
 }
+inline Vf repeat_4(const float* p) { return load(p); }
 inline void store(float* p, Vf a) { memcpy(p, &a.v, sizeof(a.v)); }
 inline Vf load_partial(const float* p, int64_t n) {
   Vf a = zero();
@@ -42,7 +43,6 @@ inline Vf operator-(Vf a, Vf b) { return {a.v - b.v}; }
 inline Vf operator*(Vf a, Vf b) { return {a.v * b.v}; }
 inline Vf operator/(Vf a, Vf b) { return {a.v / b.v}; }
 inline Vf fma(Vf a, Vf b, Vf c) { return {a.v * b.v + c.v}; }
-inline Vf fma_at(const float* a, Vf b, Vf c) { return fma(broadcast(*a), b, c); }
 inline Vf fnma(Vf a, Vf b, Vf c) { return {c.v - a.v * b.v}; }
 inline Vf vmax(Vf a, Vf b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vf vmin(Vf a, Vf b) { return {a.v < b.v ? a.v : b.v}; }
@@ -92,6 +92,10 @@ inline float reduce_add(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline Vf reduce_add_lanes(const Vf* v) {
   const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
   return load(sums);
+}
+inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
+  const Vf all[] = {a, b, c, d};
+  return reduce_add_lanes(all);
 }
 inline float reduce_max(Vf a) {
   const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2];

@@ -1,5 +1,5 @@
-// transpose(tile): a square of kLanes x kLanes floats, row i in tile[i], turned in registers. load_transposed(rows, ld,
-// tile): the same of rows in memory.
+// transpose(tile): a square of kLanes x kLanes floats, row i in tile[i], turned in registers. turn_groups(tile): a
+// square of groups of four lanes.
 #pragma once
 
 #include "simd.h"
@@ -36,31 +36,24 @@ inline void transpose(Vf (&tile)[kLanes]) {
   }
 }
 
-// Loads of 128 bits put rows i, i + 4, i + 8, i + 12 side by side, which leaves half of the shuffles.
-inline void load_transposed(const float* rows, int64_t ld, Vf (&tile)[kLanes]) {
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; q++) {
-    __m512 v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const float* p = rows + i * ld + 4 * q;
-      v[i] = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
-      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0x00f0, _mm_loadu_ps(p + 4 * ld));
-      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0x0f00, _mm_loadu_ps(p + 8 * ld));
-      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0xf000, _mm_loadu_ps(p + 12 * ld));
-    }
-    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]));
-    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]));
-    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
-    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
-    tile[4 * q].v = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
-    tile[4 * q + 1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
-    tile[4 * q + 2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
-    tile[4 * q + 3].v = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
-  }
+inline void turn_groups(Vf (&tile)[4]) {
+  const __m512 low01 = _mm512_shuffle_f32x4(tile[0].v, tile[1].v, 0x44);
+  const __m512 low23 = _mm512_shuffle_f32x4(tile[2].v, tile[3].v, 0x44);
+  const __m512 high01 = _mm512_shuffle_f32x4(tile[0].v, tile[1].v, 0xee);
+  const __m512 high23 = _mm512_shuffle_f32x4(tile[2].v, tile[3].v, 0xee);
+  tile[0].v = _mm512_shuffle_f32x4(low01, low23, 0x88);
+  tile[1].v = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+  tile[2].v = _mm512_shuffle_f32x4(high01, high23, 0x88);
+  tile[3].v = _mm512_shuffle_f32x4(high01, high23, 0xdd);
 }
 
 #elif defined(QF_ISA_AVX2)
+
+inline void turn_groups(Vf (&tile)[2]) {
+  const __m256 low = _mm256_permute2f128_ps(tile[0].v, tile[1].v, 0x20);
+  tile[1].v = _mm256_permute2f128_ps(tile[0].v, tile[1].v, 0x31);
+  tile[0].v = low;
+}
 
 inline void transpose(Vf (&tile)[kLanes]) {
   __m256 pair[8];
@@ -84,6 +77,8 @@ inline void transpose(Vf (&tile)[kLanes]) {
 
 #else
 
+inline void turn_groups(Vf (&)[1]) {}
+
 inline void transpose(Vf (&tile)[kLanes]) {
   float rows[kLanes][kLanes], columns[kLanes][kLanes];
   for (int i = 0; i < kLanes; ++i) store(rows[i], tile[i]);
@@ -93,14 +88,6 @@ inline void transpose(Vf (&tile)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) tile[i] = load(columns[i]);
 }
 
-#endif
-
-#if !defined(QF_ISA_AVX512)
-inline void load_transposed(const float* rows, int64_t ld, Vf (&tile)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i++) tile[i] = load(rows + i * ld);
-  transpose(tile);
-}
 #endif
 
 }  // namespace qformer::cpu::QF_ISA

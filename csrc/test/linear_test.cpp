@@ -65,7 +65,7 @@ TEST("a row's bits do not depend on the number of rows beside it nor on the numb
   on_every_level([] {
     for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
       for (int32_t math : {QF_MATH_F32, QF_MATH_BF16}) {
-        // k of several panels of the packed path
+        // k of several blocks
         const Case shape{.m = 300, .n = 55, .k = 1500, .dtype = dtype, .math = math, .bias = true};
         cpu::set_threads(1);
         Problem all(shape);
@@ -106,6 +106,24 @@ TEST("a row's bits are the same beside many rows of a long k, with an epilogue, 
       }
     }
   });
+}
+
+TEST("f32 products have the same bits on every instruction set with fused multiply-add") {
+  for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
+    for (int64_t m : {1, 3, 16, 130}) {
+      Problem problem({.m = m, .n = 39, .k = 1701, .dtype = dtype, .bias = true});
+      std::vector<float> first;
+      for (const char* level : kLevels) {
+        const cpu::CpuKernels* table = cpu::find_kernels(level);
+        if (table == nullptr || std::strcmp(level, "scalar") == 0) continue;
+        cpu::override_kernels(table);
+        const std::vector<float> y = problem.run();
+        if (first.empty()) first = y;
+        CHECK(std::memcmp(y.data(), first.data(), y.size() * sizeof(float)) == 0);
+      }
+      cpu::override_kernels(nullptr);
+    }
+  }
 }
 
 TEST("NaN and infinity reach the outputs of their own row only") {

@@ -1,14 +1,15 @@
-// Products of large m: outer products on packed operands, in the canonical order of linear_dot.h.
+// Products of many rows with quantised weights by outer products.
 //
-// k is walked lane by lane: first all k of one lane of the canonical order (j, j + L, j + 2L, ...), then those of the
-// next. A register tile of kOuterRows rows of x by two vectors of columns takes one number of each row and two vectors
-// of w per step, so that nothing is reduced across lanes and a step loads kOuterRows + 2 operands for 2 * kOuterRows
-// multiply-adds. The sums of the lanes meet in the order of reduce_add's tree: lanes are walked in bit-reversed order,
-// which makes any two that meet neighbours, as the carries of a binary counter are, and log2(L) levels of sums wait.
+// Lanes of a sum are units of k there (quant_layout.h). They are walked one by one: first all steps of one lane, then
+// those of the next. A register tile of some rows of x by two vectors of columns takes one number of each row and two
+// vectors of w per step, so that nothing is reduced across lanes. The sums of the lanes meet in the order of
+// reduce_add's tree: lanes are walked in bit-reversed order, which makes any two that meet neighbours, as the carries
+// of a binary counter are, and log2(L) levels of sums wait.
 //   x: [lane][tile][step][rows of the tile]      w: [lane][step][kOuterColumns], lanes `lane_stride` apart
 // Traffic per block of rows: w read, turned and written once, read from L2 once; x read from L2 once per panel.
 #pragma once
 
+#include "fetcher.h"
 #include "kernels.h"
 #include "linear_dot.h"
 #include "linear_finish.h"
@@ -16,10 +17,9 @@
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int kOuterRows = kRegisters == 32 ? 12 : 6;
 constexpr int kOuterColumns = 2 * kLanes;
-constexpr int64_t kChunkSteps = 128;      // of w in L1 at once: 16 KiB with AVX-512
-constexpr int64_t kOuterAheadSteps = 16;  // of x, fetched into L1
+constexpr int64_t kChunkUnits = 128;     // of w in L1 at once: 16 KiB with AVX-512
+constexpr int64_t kNextTileBytes = 768;  // of x, fetched before its tile
 
 constexpr int levels_of(int lanes) { return lanes == 1 ? 0 : 1 + levels_of(lanes / 2); }
 constexpr int kLevels = levels_of(kLanes);
@@ -41,61 +41,6 @@ inline void turn_step(int64_t rows, Load load, Vf (&tile)[kLanes]) {
     for (int i = 0; i < kLanes; i++) tile[i] = i < rows ? load(i) : zero();
   }
   transpose(tile);
-}
-
-// Stores the first `count` numbers of each lane of a turned step.
-inline void store_lanes(const Vf (&tile)[kLanes], int64_t count, float* out, int64_t lane_stride) {
-  if (count == kLanes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) store(out + i * lane_stride, tile[lane_at(i)]);
-  } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) store_partial(out + i * lane_stride, tile[lane_at(i)], count);
-  }
-}
-
-template <class Dot>
-void outer_pack_x(const typename Dot::X* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride) {
-  Vf tile[kLanes];
-  for (int64_t i = 0; i < k; i += Dot::kStep, out += rows) {
-    for (int64_t group = 0; group < rows; group += kLanes) {
-      const int64_t count = smaller(kLanes, rows - group);
-      const typename Dot::X* from = x + group * ldx + i;
-      // Past the last row, which is not stored, the last one again: whatever `count` is, the tile stays in registers.
-      const auto row = [&](int64_t lane) { return from + smaller(lane, count - 1) * ldx; };
-      if (k - i >= Dot::kStep) {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < kLanes; lane++) tile[lane] = Dot::load_x(row(lane));
-      } else {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < kLanes; lane++) tile[lane] = Dot::load_x(row(lane), k - i);
-      }
-      transpose(tile);
-      store_lanes(tile, count, out + group, lane_stride);
-    }
-  }
-}
-
-template <class Dot>
-void outer_pack_w(const typename Dot::W* w, int64_t ldw, int64_t columns, int64_t k, float* out, int64_t lane_stride) {
-  Vf tile[kLanes];
-  for (int64_t group = 0; group < kOuterColumns; group += kLanes) {
-    const int64_t count = columns <= group ? 0 : smaller(kLanes, columns - group);
-    float* to = out + group;
-    for (int64_t i = 0; i < k; i += Dot::kStep, to += kOuterColumns) {
-      const typename Dot::W* from = w + group * ldw + i;
-      if (k - i < Dot::kStep) {
-        turn_step(
-            count, [&](int row) { return Dot::load_w(from + row * ldw, k - i); }, tile);
-      } else if (count == kLanes) {
-        Dot::load_turned(from, ldw, tile);
-      } else {
-        turn_step(
-            count, [&](int row) { return Dot::load_w(from + row * ldw); }, tile);
-      }
-      store_lanes(tile, kLanes, to, lane_stride);
-    }
-  }
 }
 
 // The sums of a register tile over a run of steps: rows of kOuterColumns.
@@ -134,43 +79,8 @@ inline __attribute__((always_inline)) void store_sums(const TileSums& sums, Vf (
   }
 }
 
-template <class Dot, int M>
-struct OuterTile {
-  static void run(const float* x, const float* w, int64_t steps, const TileSums& sums) {
-    Vf sum[M][2];
-    load_sums<M>(sums, sum);
-    for (int64_t s = 0; s < steps; s++) {
-      __builtin_prefetch(x + kOuterAheadSteps * M, 0, 3);
-      const Vf left = load(w), right = load(w + kLanes);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) {
-        if (m % 2 == 0) {
-          const Vf value = in_register(broadcast(x[m]));
-          sum[m][0] = Dot::mac(sum[m][0], value, left);
-          sum[m][1] = Dot::mac(sum[m][1], value, right);
-        } else {
-          // Two loads, but fewer instructions. Half of each keeps below the limits on both.
-          sum[m][0] = Dot::mac_at(sum[m][0], x + m, left);
-          sum[m][1] = Dot::mac_at(sum[m][1], x + m, right);
-        }
-      }
-      x += M;
-      w += kOuterColumns;
-    }
-    store_sums<M>(sums, sum);
-  }
-};
-
-// A kind of products: the rows of its widest tile, the units of a step for one row of x and of w, and its tiles.
-template <class Dot>
-struct DotTiles {
-  static constexpr int kRows = kOuterRows;
-  static constexpr int64_t kXUnits = 1, kWUnits = 1;
-  template <int M>
-  using Tile = OuterTile<Dot, M>;
-};
-
-// The tiles of a kind by their number of rows, from 1 on.
+// A kind of products has the rows of its widest tile, kRows, the units of a step for one row of x and of w, kXUnits and
+// kWUnits, and its tiles, Tile<M>. The table has them by their number of rows, from 1 on.
 using RunTile = void (*)(const float* x, const float* w, int64_t steps, const TileSums& sums);
 template <class Kind>
 struct TileTable {
@@ -187,21 +97,6 @@ constexpr TileTable<Kind> tile_table(TileTable<Kind> table = {}) {
   }
 }
 
-// Fetches the bytes of an Ahead into L2, some lines at a time.
-struct Fetcher {
-  Ahead ahead;
-  int64_t row = 0, at = 0;
-
-  int64_t lines() const { return ahead.rows > 0 ? ahead.rows * ((ahead.bytes + 63) / 64) : 0; }
-  void fetch(int64_t count) {
-    for (; count > 0 && row < ahead.rows; count--) {
-      __builtin_prefetch(ahead.from + row * ahead.stride + at, 0, 2);
-      at += 64;
-      if (at >= ahead.bytes) at = 0, row++;
-    }
-  }
-};
-
 // The rows of a block of y from `row` on.
 inline Finish finish_of_tile(const Finish& block, int64_t row, int64_t rows) {
   Finish tile = block;
@@ -213,22 +108,16 @@ inline Finish finish_of_tile(const Finish& block, int64_t row, int64_t rows) {
   return tile;
 }
 
-inline void fetch_to_write(const Finish& tile) {
-  for (int64_t i = 0; i < tile.m; i++) {
-    for (int64_t j = 0; j < tile.n; j += 16) __builtin_prefetch(tile.y + i * tile.ldy + j, 1, 3);
-  }
-}
-
 // Fetches the beginning of what the next tile reads of x, which does not follow what this one reads where lanes are cut
 // into chunks.
 inline void fetch_next_tile(const char* next) {
-  for (int64_t at = 0; at < kOuterAheadSteps * kOuterRows * 4; at += 64) __builtin_prefetch(next + at, 0, 2);
+  for (int64_t at = 0; at < kNextTileBytes; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
 template <class Kind>
 void outer_products(const OuterJob& job) {
   static constexpr TileTable<Kind> kTiles = tile_table<Kind>();
-  constexpr int64_t kLargestChunk = kChunkSteps / Kind::kWUnits;
+  constexpr int64_t kLargestChunk = kChunkUnits / Kind::kWUnits;
   const int64_t tiles = (job.rows + Kind::kRows - 1) / Kind::kRows;
   const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
   const int64_t chunks = (job.steps + kLargestChunk - 1) / kLargestChunk;
@@ -239,7 +128,7 @@ void outer_products(const OuterJob& job) {
   for (int place = 0; place < kLanes; place++) {
     // The carries of a counter that goes from `place` to the next; after the last place they reach the top.
     const int merges = __builtin_ctz(~static_cast<unsigned>(place));
-    float* level = merges == kLevels && job.sums != nullptr ? job.sums : job.waiting + merges * level_stride;
+    float* level = job.waiting + merges * level_stride;
     const int64_t place_steps = job.steps - (lane_at(place) < job.last_lanes ? 0 : 1);
     int64_t first = 0;
     do {
@@ -249,12 +138,12 @@ void outer_products(const OuterJob& job) {
       for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
         const int64_t rows = short_rows + (tile < tall);
         float* at = level + row * kOuterColumns;
-        const bool finished = last && merges == kLevels && job.sums == nullptr;
+        const bool finished = last && merges == kLevels;
         Finish finish;
         if (finished) {
           finish = finish_of_tile(job.finish, row, rows);
           finish.sums = at;
-          fetch_to_write(finish);
+          fetch_to_write(finish.y, finish.ldy, finish.m, finish.n);
         }
         fetcher.fetch(lines);
         if (chunks > 1 && tile + 1 < tiles) {
