@@ -13,7 +13,7 @@ struct Fetcher {
   int64_t lines() const { return ahead.rows > 0 ? ahead.rows * ((ahead.bytes + 63) / 64) : 0; }
   void fetch(int64_t count) {
     for (; count > 0 && row < ahead.rows; count--) {
-      __builtin_prefetch(ahead.from + row * ahead.stride + at, 0, 2);
+      __builtin_prefetch(ahead.from + row * ahead.stride + at, 0, 1);
       at += 64;
       if (at >= ahead.bytes) at = 0, row++;
     }

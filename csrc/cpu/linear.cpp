@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kPanelsFrom = 17;
 constexpr int64_t kBlockRows = 272;  // a block of k of so many packed rows has 408 KiB of an L2 of 1 MiB
+constexpr int64_t kStayingFloats = (1 << 19) / sizeof(float);
 constexpr int64_t kTaskColumns = 64;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 
@@ -119,8 +120,9 @@ PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, int64_t row,
   return {packed, row, rows};
 }
 
-// Columns [column, column + n) for a block of rows: block of k by block, so that the part of x that belongs to it stays
-// in L2 while panel after panel of w passes through L1.
+// Columns [column, column + n) for a block of rows. Where L2 holds all of x, panel by panel: each row of w is read as
+// one long stream. Else block of k by block of k, so that the part of x that belongs to it stays in L2 while the panels
+// pass through L1.
 class PanelTask {
  public:
   PanelTask(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n)
@@ -144,19 +146,28 @@ class PanelTask {
 
   // The sums of all columns; `next`: the weights that are read after these.
   void fill(const void* w, float* sums, const char* next) {
+    const bool x_stays = x_.rows * packed_floats(dot_, call_.k) <= kStayingFloats;
+    const int64_t together = x_stays ? width() : n_;
+    for (int64_t from = 0; from < n_; from += together) {
+      const int64_t to = std::min(from + together, n_);
+      fill_columns(w, from, to, sums, to < n_ ? at(w, column_ + to, 0) : next);
+    }
+  }
+
+  void fill_columns(const void* w, int64_t from, int64_t to, float* sums, const char* next) {
     const LinearKernels& table = kernels().linear;
     auto* panel =
         static_cast<float*>(thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_floats) * sizeof(float)));
     for (int64_t first = 0; first < call_.k; first += dot_.block) {
       const int64_t count = std::min<int64_t>(dot_.block, call_.k - first), after = first + count;
       const float* x = x_.data + x_.rows * packed_floats(dot_, first);
-      for (int64_t j = 0; j < n_; j += width()) {
-        const char* from = j + width() < n_  ? at(w, column_ + j + width(), first)
-                           : after < call_.k ? at(w, column_, after)
-                                             : next;
-        float* y = after == call_.k ? call_.y + x_.row * call_.ldy + column_ + j : nullptr;
+      for (int64_t j = from; j < to; j += width()) {
+        const char* fetched = j + width() < to  ? at(w, column_ + j + width(), first)
+                              : after < call_.k ? at(w, column_ + from, after)
+                                                : next;
         // Past the last row of w nothing is worth fetching, but nothing is lost either.
-        const Ahead ahead{from, call_.ldw * dot_.w_size, count * dot_.w_size, from != nullptr ? width() : 0};
+        const Ahead ahead{fetched, call_.ldw * dot_.w_size, count * dot_.w_size, fetched != nullptr ? width() : 0};
+        float* y = after == call_.k ? call_.y + x_.row * call_.ldy + column_ + j : nullptr;
         dot_.multiply({x, at(w, column_ + j, first), call_.ldw, std::min(width(), n_ - j), panel, x_.rows, count,
                        first == 0, sums + j, ld_, ahead, y, call_.ldy});
       }
