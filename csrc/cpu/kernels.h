@@ -24,8 +24,7 @@ struct Finish {
   int32_t activation;
 };
 
-// Bytes that a kernel fetches into L2 while it computes: `rows` times `bytes`, `stride` bytes apart. They need not be
-// mapped.
+// Bytes that a kernel fetches into L2 while it computes: `rows` times `bytes`, `stride` bytes apart.
 struct Ahead {
   const char* from;
   int64_t stride, bytes, rows;

@@ -132,8 +132,9 @@ class PanelTask {
     auto* sums = static_cast<float*>(thread_scratch(
         Scratch::kSums, static_cast<size_t>((call_.w_up != nullptr ? 2 : 1) * x_.rows * ld_) * sizeof(float)));
     float* up = call_.w_up != nullptr ? sums + x_.rows * ld_ : nullptr;
-    fill(call_.w, sums, up != nullptr ? at(call_.w_up, column_, 0) : next_task());
-    if (up != nullptr) fill(call_.w_up, up, next_task());
+    const Next next_task{call_.w, column_ + n_, 0};
+    fill(call_.w, sums, up != nullptr ? Next{call_.w_up, column_, 0} : next_task);
+    if (up != nullptr) fill(call_.w_up, up, next_task);
     finish_block(call_, sums, up, ld_, x_.row, x_.rows, column_, n_);
   }
 
@@ -142,19 +143,23 @@ class PanelTask {
   const char* at(const void* w, int64_t row, int64_t k) const {
     return static_cast<const char*>(w) + (row * call_.ldw + k) * dot_.w_size;
   }
-  const char* next_task() const { return column_ + n_ < call_.n ? at(call_.w, column_ + n_, 0) : nullptr; }
+  // Rows of w that are read after others.
+  struct Next {
+    const void* w;
+    int64_t row, k;
+  };
 
-  // The sums of all columns; `next`: the weights that are read after these.
-  void fill(const void* w, float* sums, const char* next) {
+  // The sums of all columns; `next` is read after these.
+  void fill(const void* w, float* sums, Next next) {
     const bool x_stays = x_.rows * packed_floats(dot_, call_.k) <= kStayingFloats;
     const int64_t together = x_stays ? width() : n_;
     for (int64_t from = 0; from < n_; from += together) {
       const int64_t to = std::min(from + together, n_);
-      fill_columns(w, from, to, sums, to < n_ ? at(w, column_ + to, 0) : next);
+      fill_columns(w, from, to, sums, to < n_ ? Next{w, column_ + to, 0} : next);
     }
   }
 
-  void fill_columns(const void* w, int64_t from, int64_t to, float* sums, const char* next) {
+  void fill_columns(const void* w, int64_t from, int64_t to, float* sums, Next next) {
     const LinearKernels& table = kernels().linear;
     auto* panel =
         static_cast<float*>(thread_scratch(Scratch::kPackedW, static_cast<size_t>(table.panel_floats) * sizeof(float)));
@@ -162,11 +167,12 @@ class PanelTask {
       const int64_t count = std::min<int64_t>(dot_.block, call_.k - first), after = first + count;
       const float* x = x_.data + x_.rows * packed_floats(dot_, first);
       for (int64_t j = from; j < to; j += width()) {
-        const char* fetched = j + width() < to  ? at(w, column_ + j + width(), first)
-                              : after < call_.k ? at(w, column_ + from, after)
-                                                : next;
-        // Past the last row of w nothing is worth fetching, but nothing is lost either.
-        const Ahead ahead{fetched, call_.ldw * dot_.w_size, count * dot_.w_size, fetched != nullptr ? width() : 0};
+        const Next fetched = j + width() < to  ? Next{w, column_ + j + width(), first}
+                             : after < call_.k ? Next{w, column_ + from, after}
+                                               : next;
+        const int64_t size = dot_.w_size, fetched_k = std::min<int64_t>(dot_.block, call_.k - fetched.k);
+        const Ahead ahead{at(fetched.w, fetched.row, fetched.k), call_.ldw * size, fetched_k * size,
+                          std::clamp<int64_t>(call_.n - fetched.row, 0, width())};
         float* y = after == call_.k ? call_.y + x_.row * call_.ldy + column_ + j : nullptr;
         dot_.multiply({x, at(w, column_ + j, first), call_.ldw, std::min(width(), n_ - j), panel, x_.rows, count,
                        first == 0, sums + j, ld_, ahead, y, call_.ldy});

@@ -166,7 +166,7 @@ void multiply_panel(const PanelJob& job) {
   const int64_t tiles = (job.rows + kPanelRows - 1) / kPanelRows, groups = groups_of<Dot>(job.count);
   const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
   const PanelSource<W> from{static_cast<const W*>(job.w), job.ldw, job.columns, job.count, job.packed_w};
-  SpreadFetcher fetcher{{job.ahead}, 0};
+  SpreadFetcher fetcher{Fetcher(job.ahead), 0};
   const int64_t times = groups / kColumns * (tiles > 1 ? tiles - 1 : 1);
   fetcher.lines = (fetcher.all.lines() + times - 1) / times;
   const float* x = job.x;
