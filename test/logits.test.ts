@@ -9,7 +9,7 @@ const NONE: BanRules = { noRepeatNgramSize: 0, badWords: [], eosTokenIds: [0], m
 function banned(rules: Partial<BanRules>, prompt: number[], generated: number[] = []): number[] {
   const state = new LogitRules({ ...NONE, ...rules }, prompt);
   for (const id of generated) state.append(id);
-  return [...new Set(state.banned())].sort((a, b) => a - b);
+  return [...new Set([...state.alwaysBanned, ...state.banned()])].sort((a, b) => a - b);
 }
 
 /** Every id that would complete an n-gram that occurs already, by search. */

@@ -5,7 +5,7 @@ import type { Sequence } from '../scheduling/sequence.js';
 
 /** Lists as views of one tensor each, so that they reach the device in one copy. Parts are aligned to 16 elements. */
 export function together(
-  lists: readonly (readonly number[])[],
+  lists: readonly ArrayLike<number>[],
   array: typeof Int32Array | typeof Float32Array,
   device: string,
 ) {
@@ -27,10 +27,10 @@ export function penalize(scores: Tensor, sequences: readonly Sequence[], device:
   const banned = new Ragged();
   for (const { rules, params } of sequences) {
     history.push(params.repetitionPenalty === 1 ? [] : rules.history);
-    banned.push(rules.banned());
+    banned.push(rules.alwaysBanned, rules.banned());
   }
-  if (history.values.length + banned.values.length === 0) return;
-  const lists = [history.values, history.offsets, banned.values, banned.offsets];
+  if (history.length + banned.length === 0) return;
+  const lists = [history.values(), history.offsets, banned.values(), banned.offsets];
   const [ids, cuHistory, bannedIds, cuBanned] = together(lists, Int32Array, device) as [Tensor, Tensor, Tensor, Tensor];
   const [repetitionPenalty] = together(
     [sequences.map(({ params }) => params.repetitionPenalty)],
@@ -40,13 +40,28 @@ export function penalize(scores: Tensor, sequences: readonly Sequence[], device:
   ops.penalizeLogits(scores, { history: ids, cuHistory, banned: bannedIds, cuBanned, repetitionPenalty });
 }
 
-/** Lists of different length behind each other. */
+/** Rows of ids of different length behind each other. */
 class Ragged {
-  readonly values: number[] = [];
   readonly offsets: number[] = [0];
+  readonly #parts: ArrayLike<number>[] = [];
 
-  push(list: readonly number[]): void {
-    for (const value of list) this.values.push(value);
-    this.offsets.push(this.values.length);
+  get length(): number {
+    return this.offsets[this.offsets.length - 1]!;
+  }
+
+  /** A row. */
+  push(...parts: ArrayLike<number>[]): void {
+    this.#parts.push(...parts);
+    this.offsets.push(parts.reduce((end, { length }) => end + length, this.length));
+  }
+
+  values(): Int32Array {
+    const values = new Int32Array(this.length);
+    let at = 0;
+    for (const part of this.#parts) {
+      values.set(part, at);
+      at += part.length;
+    }
+    return values;
   }
 }

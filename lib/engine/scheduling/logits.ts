@@ -15,6 +15,21 @@ export interface BanRules {
   penalizePrompt: boolean;
 }
 
+/** Bad words of one id, and of several. */
+interface BadWords {
+  ids: Int32Array;
+  longer: readonly (readonly number[])[];
+}
+
+/** An end-of-sequence token alone is no bad word. */
+function splitBadWords({ badWords, eosTokenIds }: BanRules): BadWords {
+  const ids = badWords.filter((word) => word.length === 1).map((word) => word[0]!);
+  return {
+    ids: Int32Array.from(ids.filter((id) => !eosTokenIds.includes(id))),
+    longer: badWords.filter((word) => word.length > 1),
+  };
+}
+
 /** Banned tokens and penalty history of one sequence. Negative ids (image placeholders outside the vocabulary) are never listed. */
 export class LogitRules {
   /** Distinct ids seen so far, in order of first appearance. */
@@ -24,22 +39,22 @@ export class LogitRules {
   readonly #followers = new Map<string, number[]>();
   readonly #visible: number[] = [];
   readonly #tokens: number[];
-  readonly #badWords: readonly (readonly number[])[];
+  readonly #badWords: BadWords;
   #generated = 0;
 
   constructor(
     private readonly rules: BanRules,
     prompt: readonly number[],
+    badWords = splitBadWords(rules),
   ) {
     this.#tokens = [...prompt];
-    const isEosAlone = (word: readonly number[]): boolean => word.length === 1 && rules.eosTokenIds.includes(word[0]!);
-    this.#badWords = rules.badWords.filter((word) => word.length > 0 && !isEosAlone(word));
+    this.#badWords = badWords;
     if (rules.penalizePrompt) for (const id of prompt) this.#see(id);
   }
 
   /** The rules of a sequence that begins with the same tokens and goes on by itself. */
   fork(): LogitRules {
-    const copy = new LogitRules(this.rules, []);
+    const copy = new LogitRules(this.rules, [], this.#badWords);
     copy.history.push(...this.history);
     for (const id of this.#seen) copy.#seen.add(id);
     for (const [key, ids] of this.#followers) copy.#followers.set(key, [...ids]);
@@ -56,10 +71,15 @@ export class LogitRules {
     this.#see(id);
   }
 
-  /** The ids that must not come next; may repeat an id. */
+  /** The ids that must never come. A vocabulary with rows that stand for no token has thousands. */
+  get alwaysBanned(): Int32Array {
+    return this.#badWords.ids;
+  }
+
+  /** The ids that must not come next beside those; may repeat an id. */
   banned(): number[] {
     const banned = [...this.#repeats()];
-    for (const word of this.#badWords) if (this.#endsBefore(word)) banned.push(word[word.length - 1]!);
+    for (const word of this.#badWords.longer) if (this.#endsBefore(word)) banned.push(word[word.length - 1]!);
     if (this.#generated < this.rules.minNewTokens) banned.push(...this.rules.eosTokenIds);
     return banned;
   }
@@ -92,7 +112,6 @@ export class LogitRules {
 
   /** Whether the sequence ends with all of `word` but its last id; as in transformers a word longer than the sequence never counts. */
   #endsBefore(word: readonly number[]): boolean {
-    if (word.length === 1) return true;
     const start = this.#tokens.length - (word.length - 1);
     if (word.length > this.#tokens.length) return false;
     for (let i = 0; i < word.length - 1; i++) if (this.#tokens[start + i] !== word[i]) return false;
