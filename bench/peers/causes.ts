@@ -1,5 +1,5 @@
-// Why rows miss their bars, as far as it was found: printed under a report for what it shows as lost. Figures are of an Emerald
-// Rapids Xeon, two CPUs of a shared host whose speed changes by a factor of two to three, one thread unless said, and of the change that found them.
+// Why rows miss their bars, as far as it was found: printed under a report for what it shows as lost. Figures are of a Zen 5 EPYC
+// unless an entry names the Emerald Rapids Xeon, both with two CPUs of a shared host, and of the change that found them.
 
 interface Cause {
   /** The rows it is about, by "group: name". */
@@ -9,24 +9,19 @@ interface Cause {
 
 const CAUSES: readonly Cause[] = [
   {
-    of: /^linear: M=257 .* f32 /,
+    of: /^linear: M=(32|257) /,
     text:
-      'The limit is a loop of multiply-adds on registers. A loop that also loads its operands from L1, as a product must, reaches 97 % of ' +
-      'it at best and 80 to 89 % while the host is busy, whatever the tile (12 × 2, 8 × 3 or 6 × 4 ' +
-      'vectors, operands in registers or in memory). Of a product, packing w takes 7 %, writing y 5 %, packing x 1 to 4 % and the sums ' +
-      'that wait in L2 between lanes 8 %: at best that leaves 83 % (K = 1408), 78 % (768, 4096) and 74 % (6144). Tried: dot ' +
-      'products on packed panels (58 % where outer products reach 63 to 69 %), then outer products (this one); rows in groups whose ' +
-      'sums stay in L1 (0.97 times), lanes two by two (0.97 to 0.99 times).',
-  },
-  {
-    of: /^linear: M=257 .* bf16 /,
-    text:
-      'The matrix unit reaches its limit of 2,347 GFLOP/s on tiles that stay in registers. The loop of a product, four tile loads to ' +
-      'four products, runs at that rate at best, 23 ns a step; for seconds at a time a step takes 80 to 140 ns, and the products alone up ' +
-      'to 60, whatever our other CPU does. At best 257 × 1408 × 1408 reaches 44 % and 257 × 4224 × 1408 48 %: ' +
-      'writing y takes 15 % (its lines go to L3 and back), packing x 11 %, sums that wait between panels 15 %, and 257 rows take 17 ' +
-      'tiles of 16. oneDNN with weights packed beforehand reaches 41 to 48 %. Tried: panels from L2 with w in place (834 GFLOP/s), then ' +
-      'w copied on its first use where it would not stay in L1 and sums finished between products (1,117); w always copied (0.91 to 1.01 times).',
+      'The limit is a loop of multiply-adds on registers. The register tile alone, over packed operands from L1 or L2, runs at 95 to 96 % ' +
+      'of it. Of a product of 257 × 1408 × 1408 with two threads, rounding and packing x take 10 % in bf16 and 6 % in f32 (two threads ' +
+      'pack no faster than one; a line takes 245 ns from core to core on this host); finishing y takes 1 to 2 %, and the threads wait 2 to 5 % ' +
+      'for each other. oneDNN with weights packed beforehand is as fast to 3 % at 257 × 1408 × 1408. Tried: dot products along k on packed panels ' +
+      '(0.7 to 1.1 times outer products), outer products lane by lane (0.86 to 0.96 of this way), tiles of 8 × 3, 4 × 6, 12 × 2 and 5 × 5 vectors ' +
+      'and blocks of 64 and 128 groups (no gain). With 32 rows the tile that packs w costs 1.25 times ' +
+      'the others; one thread reaches 75 % of the limit where w lies in L2, 60 to 70 from DRAM. Tried: w straight from its rows ' +
+      '(0.83 at k = 4096, no gain below), every second line fetched ahead (0.85 to 0.94), fetching in bursts (0.9 to 0.98). ' +
+      'With a matrix unit (Emerald Rapids Xeon, bf16): a step of four tile loads and four products takes 23 ns at best, its limit, and ' +
+      '80 to 140 ns for seconds at a time; at best 257 × 1408 × 1408 reaches 44 %: writing y takes 15 %, packing x 11 %, sums that ' +
+      'wait between panels 15 %, and 257 rows take 17 tiles of 16.',
   },
   {
     of: /^linear, one row: .* int[48] /,
@@ -38,20 +33,29 @@ const CAUSES: readonly Cause[] = [
     of: /^LLaMA 1\.1B: decode, int/,
     text:
       'A token reads 1,067 MB (int8) or 582 MB (int4), where Q8_0 and Q4_0 read 1,099 and 581 MB; the head has 8 bits in either. ' +
-      'While scales had 32 bits (615 MB), the products alone took 24.5 of 27.5 ms of a token in int4, with two threads; those of the ' +
-      'key and value matrices of 256 rows read at half the rate of the others. Tried: huge pages for matrices of 2 MB as well (no gain), q, k and v as one product (1 to 3 %).',
+      'Products of 2,048 × 2,048 read at 45 GB/s with two threads in int4, those of the key and value matrices of 256 rows at 20, ' +
+      'those of the head at 55. Tried: huge pages for matrices of 2 MB as well (no gain), q, k and v as one product (1 to 3 %).',
   },
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,
     text:
-      'x has 16 bits, which on the matrix unit are two products of bytes, and sums leave the tiles for each group of 64 columns to be ' +
-      'scaled. A step of 16 × 32 sums costs 120 ns: loading tiles 40, multiplying 33, storing 25, scaling 40, hardly overlapped. Tried: ' +
-      'scaling between the instructions of the next step (no gain; slower beside a busy hyper-thread), tiles of rows in groups that ' +
-      'stay in L1 with x fetched ahead (no gain). bf16 weights need neither and are the faster choice for long prompts.',
+      'x has 16 bits, so that a product costs as many multiply-adds as one in bf16, and beside them each group of 64 columns is scaled; ' +
+      'the sums of 16 lanes of groups wait in L2, two groups at a time where k is 2,048. On the matrix unit (Emerald Rapids Xeon) a step of 16 × 32 sums costs ' +
+      '120 ns: loading tiles 40, multiplying 33, storing 25, scaling 40, hardly overlapped. Tried there: ' +
+      'scaling between the instructions of the next step (no gain), tiles of rows in groups that stay in L1 with x fetched ahead ' +
+      '(no gain). bf16 weights need neither and are the faster choice for long prompts.',
   },
   {
-    of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16|^ViT-g.* bf16$/,
-    text: 'As the bf16 products of 257 rows: in the vision tower 73 % of the samples of a profile are in them, 9 % in their epilogues (GELU among them), 10 % in attention.',
+    of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16/,
+    text:
+      'Nine tenths of the samples of a profile are in products: 79 % in their register tiles, 5 % in epilogues, 3 % in packing x; 3 % are in attention. ' +
+      'The tiles alone, at 78 % of the limit, take 750 of 950 ms.',
+  },
+  {
+    of: /^ViT-g.* bf16$/,
+    text:
+      'Without a matrix unit the limit of bf16 is twice that of f32, and onnxruntime-node reaches 75 to 80 % of the latter: twice its speed ' +
+      'would take as much of the bf16 limit, epilogues, attention and norms included. See the bf16 products of 257 rows.',
   },
   {
     of: /^ViT-g.* f32$/,
