@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kPanelsFrom = 17;
 constexpr int64_t kBlockRows = 272;  // a block of k of so many packed rows has 408 KiB of an L2 of 1 MiB
-constexpr int64_t kStayingFloats = (1 << 19) / sizeof(float);
+constexpr int64_t kStayingFloats = (1 << 19) / sizeof(float);  // of packed x that L2 keeps
 constexpr int64_t kTaskColumns = 64;
 constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
 

@@ -4,7 +4,7 @@
 // of bf16 for bf16 dot products). Lane j of four takes number j of each group of a block, from zero on; the lanes are
 // added as (0 + 2) + (1 + 3), and the blocks' sums one after the other. Zeros fill up the last groups of k. Every
 // kernel keeps exactly this order whatever its tiles, blocks or packing are, so an element's bits depend on its own row
-// of x and of w only, and for f32 products not on the instruction set either, but for one without fused multiply-add.
+// of x and of w only, and for f32 products not on the width of a vector either.
 //
 // A vector holds the four lanes of kColumns columns. What is loaded of w is groups of one row: kColumns rows are loaded
 // and turned, a square of groups, and each group of x is repeated for all columns. x is packed, so that one pointer
