@@ -19,6 +19,8 @@ export interface LoadOptions {
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
   /** Quantise linear layers while loading: those of the language model to 8 or 4 bits, of the vision tower to 8. Default: not. */
   quantize?: 'int8' | 'int4';
+  /** With `quantize`, on the CPU: round what those layers are multiplied with to 8 bits instead of 16. Faster, less exact. Default false. */
+  quantizeActivations?: boolean;
   /** CPU threads; the pool is one per process. Default: one per processor. */
   threads?: number;
   /** Tokens that fit into the key/value cache, for all requests together. Default: from context, batch and free memory. */
@@ -162,6 +164,7 @@ const loadRules: Record<keyof LoadOptions, Rule> = {
   ),
   dtype: rule('one of auto, f32, f16, bf16', (value) => /^(?:auto|f32|f16|bf16)$/.test(String(value))),
   quantize: rule('int8 or int4', (value) => value === 'int8' || value === 'int4'),
+  quantizeActivations: boolean,
   threads: count(1024),
   kvCacheTokens: count(2 ** 31 - 1),
   maxBatchSize: count(4096),

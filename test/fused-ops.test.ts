@@ -237,13 +237,14 @@ describe.each(runs)('on $device in $dtype', ({ device, dtype }) => {
           // The CPU multiplies integers: x as they stand for it, and sums of another order.
           const rounds = device === 'cpu' && isRounded(quantized, k);
           const w = Tensor.fromArray(widened(quantized, k), [n, k], { device }).cast(dtype);
-          const input = rounds ? inUnits(ops.rmsNorm(x, norm.weight, norm.eps)) : x;
           for (const options of [
-            { ...rest, residual: act([m, n], 56) },
-            { ...rest, residual: random([m, n], 56), dtype: 'f32' as const },
+            { ...rest, residual: act([m, n], 56), math: 'f32' as const },
+            { ...rest, residual: act([m, n], 56), math: 'int8' as const },
+            { ...rest, residual: random([m, n], 56), dtype: 'f32' as const, math: 'f32' as const },
           ]) {
+            const input = rounds ? inUnits(ops.rmsNorm(x, norm.weight, norm.eps), options.math) : x;
             const y = ops.quantLinear(x, quantized, { ...options, norm });
-            const expected = ops.linear(input, w, { ...options, ...(!rounds && { norm }) });
+            const expected = ops.linear(input, w, { ...options, math: 'f32', ...(!rounds && { norm }) });
             expect(y.dtype).toBe(expected.dtype);
             const what = `quantLinear in ${y.dtype}, groups of ${group}`;
             if (rounds) expectClose(y.toFloat32(), expected.toFloat32(), { atol: 1e-5, rtol: 1e-5 }, what);

@@ -118,6 +118,12 @@ const cases: [string, string, RegExp, () => unknown][] = [
     /do not cut 8 columns into even groups/,
     () => ops.quantLinear(f(1, 8), { q: u8(2, 4), scales: bf16(2, 8) }),
   ],
+  [
+    'quantLinear',
+    'INVALID_ARGUMENT',
+    /math must be one of f32, int8, got 'bf16'/,
+    () => ops.quantLinear(f(1, 8), { q: u8(2, 8), scales: bf16(2, 1) }, { math: 'bf16' as never }),
+  ],
   ['quantLinear', 'DTYPE', /q must be u8, got f32/, () => ops.quantLinear(f(1, 8), { q: f(2, 8), scales: bf16(2, 1) })],
   [
     'quantLinear',

@@ -157,6 +157,7 @@ describe('load and chat options', () => {
     ['maxBatchSize', Number.NaN],
     ['maxImagePixels', '10'],
     ['prefixCache', 1],
+    ['quantizeActivations', 'int8'],
     ['allowHttp', 'no'],
     ['signal', 'x'],
     ['onProgress', {}],
@@ -166,6 +167,7 @@ describe('load and chat options', () => {
 
   it('accept every documented value', () => {
     for (const device of ['auto', 'cpu', 'cuda', 'cuda:3'] as const) checkLoadOptions({ device });
+    for (const quantize of ['int8', 'int4'] as const) checkLoadOptions({ quantize, quantizeActivations: true });
     for (const dtype of ['auto', 'f32', 'f16', 'bf16'] as const)
       checkLoadOptions({ dtype, threads: 1, onProgress: () => undefined });
     checkChatOptions({ images: ['a.png'], system: '' });

@@ -2,6 +2,7 @@
 // the widened weights, and that they depend on the request alone.
 
 import { describe, expect, it } from 'vitest';
+import { loadEngine } from '../lib/engine/execution/load.js';
 import { openCheckpoint } from '../lib/io/checkpoint.js';
 import type { Blip2 } from '../lib/models/blip2.js';
 import type { Llama } from '../lib/models/llama.js';
@@ -92,9 +93,13 @@ describe.each(['int8', 'int4'] as const)('%s', (quantize) => {
     ));
 });
 
-const quantizedRuns = runs.flatMap((run) => (['int8', 'int4'] as const).map((quantize) => ({ ...run, quantize })));
+const quantizedRuns = runs.flatMap((run) => [
+  { ...run, quantize: 'int8' as const },
+  { ...run, quantize: 'int4' as const },
+  ...(run.device === 'cpu' ? [{ ...run, quantize: 'int4' as const, quantizeActivations: true }] : []),
+]);
 
-describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype, quantize }) => {
+describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype, ...quantization }) => {
   expectNoLeaks();
 
   const models: [string, () => number[][]][] = [
@@ -108,7 +113,7 @@ describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype,
     async (model, prompts) => {
       const params = { maxNewTokens: isChecked(device) ? 3 : 8, logprobs: 2 };
       const requests = prompts().map((ids): IdsRequest => ({ ids, params }));
-      const options = { device, dtype, quantize, kvCacheTokens: 512 };
+      const options = { device, dtype, ...quantization, kvCacheTokens: 512 };
       let alone: string[] = [];
       await withEngine(model, { ...options, decodeGraphs: false }, (loaded) => {
         alone = requests.map((request) => bytesOf(runTogether(loaded, [request])[0]!));
@@ -118,6 +123,31 @@ describe.each(quantizedRuns)('$quantize on $device in $dtype', ({ device, dtype,
       });
     },
   );
+});
+
+describe('activations in 8 bits', () => {
+  expectNoLeaks();
+
+  it('change logits, a little', async () => {
+    const ids = new Goldens('llama-gqa-tiny', 'expected.safetensors').ids('short0.input_ids');
+    const logprobs = async (quantizeActivations: boolean): Promise<number[]> => {
+      let found: number[] = [];
+      await withEngine('llama-gqa-tiny', { device: 'cpu', quantize: 'int8', quantizeActivations }, (loaded) => {
+        const [result] = runTogether(loaded, [{ ids, params: { maxNewTokens: 1, logprobs: 2 } }]);
+        found = result!.logprobs!.map(({ logprob }) => logprob);
+      });
+      return found;
+    };
+    const [exact, rounded] = [await logprobs(false), await logprobs(true)];
+    expect(rounded).not.toEqual(exact);
+    rounded.forEach((value, i) => expect(Math.abs(value - exact[i]!)).toBeLessThan(0.05));
+  });
+
+  it('need quantised weights', () =>
+    expect(loadEngine({ dir: fixturePath('llama-gqa-tiny'), quantizeActivations: true })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('needs quantize') as string,
+    }));
 });
 
 describe.each(['int8', 'int4'] as const)('T5 in %s', (quantize) => {

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define QF_BACKEND_ABI 4
+#define QF_BACKEND_ABI 5
 
 typedef enum QfStatus {
   QF_OK = 0,
@@ -53,6 +53,8 @@ typedef enum QfMath {
   // Linear ops: x is rounded to bf16 first; needs bf16 weights, otherwise the same as QF_MATH_F32. Attention: q, k, v
   // and the softmax weights may be rounded to bf16, where that is faster.
   QF_MATH_BF16 = 1,
+  // quant_linear: x may be rounded to 8 bits with a scale for each 64 columns, where that is faster.
+  QF_MATH_INT8 = 2,
 } QfMath;
 
 // Which keys a query row sees. Row i and key j count from the start of their own sequence.
@@ -124,7 +126,7 @@ typedef struct QfQkvAppend {
 // clamped to [-L, L]; q = 0 where scale is 0. NaN is no magnitude and has level 0; infinity makes the scale infinite
 // and every level of its group 0.
 //
-// How a row of q is laid out is the backend's own affair: it is read by quant_linear of the same backend alone. On CUDA
+// How q and scales are laid out is the backend's own affair: quant_linear of the same backend alone reads them. On CUDA
 // and, where group is no multiple of 64, on the CPU columns lie in order: int8 as two's complement, int4 two to a byte,
 // the even one in the low half, each stored as q + 8. Else see cpu/quant_layout.h.
 typedef struct QfQuantize {
@@ -148,6 +150,7 @@ typedef struct QfQuantLinear {
   int64_t ldx, ldr, ldy;
   float norm_eps;
   int32_t dtype, y_dtype, bits, activation;
+  int32_t math;  // QF_MATH_F32 | QF_MATH_INT8
 } QfQuantLinear;
 
 // ---- norm -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,18 @@ struct Ahead {
   int64_t stride, bytes, rows;
 };
 
+// Packed rows of x times rows of w: sums[i * ld_sums + j] = x row i · w row j.
+struct RowsJob {
+  const float* x;
+  int64_t m;      // <= DotKernels::max_rows
+  const void* w;  // n rows, ldw elements apart; of a quantised weight from a multiple of kQuantRows on
+  int64_t ldw, n, k;
+  float* sums;
+  int64_t ld_sums;
+  const uint16_t* scales;  // of these rows, where they are quantised
+  int64_t group;           // a multiple of kQuantUnit
+};
+
 // A block of k of rows of x, packed, times the same of up to panel_columns rows of w (linear_panel.h). Rows of x lie in
 // tiles of at most tile_rows, as even as possible, the taller ones first.
 struct PanelJob {
@@ -48,16 +60,15 @@ struct PanelJob {
 
 // Dot products of rows of x with rows of w for one pair of element types. All ways give the same bits per element.
 struct DotKernels {
-  int32_t w_size;  // bytes per element
-  int32_t step;    // elements of k per vector: a packed block has a multiple of it
-  int32_t block;   // elements of k per block
+  int32_t w_bits;             // of an element
+  int32_t step, step_floats;  // of k: a packed row takes step_floats for each step, also for the last one
+  int32_t max_rows;           // of `rows`
+  int32_t block;              // elements of k per block of `multiply`
 
-  // Packs `count` elements of k of some rows of x, up to the end of a vector; rounds to bf16 for bf16 products.
+  // Packs `count` elements of k of some rows of x, rounded to what is multiplied.
   void (*pack_x)(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out);
-  // Of m <= max_rows packed rows, and w where it lies: sums[i * ld_sums + j] = x row i · w row j
-  void (*rows)(const float* x, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
-               int64_t ld_sums);
-  void (*multiply)(const PanelJob& job);
+  void (*rows)(const RowsJob& job);       // w where it lies
+  void (*multiply)(const PanelJob& job);  // null for quantised weights
 };
 
 inline constexpr int64_t kTileFloats = 256;  // of a tile of sums: 16 rows of 64 bytes, however many columns are used
@@ -117,7 +128,6 @@ struct TileKernels {
 struct LinearKernels {
   int32_t tile_rows, panel_columns;
   int64_t panel_floats;  // of a packed block of a panel
-  int32_t max_rows;      // of DotKernels::rows
   DotKernels f32, f16, bf16, bf16_products;
   void (*finish)(const Finish& job);
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,
@@ -126,57 +136,9 @@ struct LinearKernels {
 };
 
 // ---- quant ----
-// Weights [n, k] as quant_layout.h has them, from some row on. group: a multiple of kQuantUnit.
-struct QuantRows {
-  const uint8_t* q;
-  const uint16_t* scales;  // bf16
-  int64_t k, group;
-};
-
-// Products of a few rows with quantised weights of one width (quant_dot.h). A packed row of x has `blocks` blocks, for
-// weights in groups of `group` columns.
-struct QuantDotKernels {
-  void (*pack_x)(const float* x, int64_t k, int64_t group, void* out);
-  // m <= max_rows packed rows
-  void (*rows)(const void* x, int64_t m, int64_t blocks, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums);
-};
-
-// A block of packed rows of x times one packed panel of w (outer_products.h). Rows of x lie in
-// tiles, as even as possible, the taller ones first. Units are 4 bytes: a float, or a pair of
-// bf16.
-struct OuterJob {
-  const float* x;
-  const float* w;
-  int64_t rows, steps;  // steps of one lane
-  int64_t last_lanes;   // lanes that have the last of them
-  int64_t lane_stride;  // of w, in units
-  float* waiting;       // (log2(lanes) + 1) * rows * columns
-  Finish finish;        // of all rows and of the real columns; its own sums are not used
-  Ahead ahead;
-};
-
-// Packs `rows` rows of x as a tile at `out`, its place in the first lane, lane_stride units before the next, or
-// `columns` rows of w as a panel, zeros for the rest.
-struct QuantPackKernels {
-  void (*x)(const float* x, int64_t ldx, int64_t rows, int64_t k, float* out, int64_t lane_stride);
-  void (*w)(const QuantRows& w, int64_t columns, float* out, int64_t lane_stride);
-};
-
-// Products of many rows, the same bits (quant_outer.h, quant_amx.h).
-struct QuantOuterKernels {
-  int64_t from_rows;         // m from which they are faster
-  int64_t rows;              // of a tile, at most
-  int64_t columns;           // of a panel
-  int64_t x_units, w_units;  // of a step, for one row of x and for one column
-  QuantPackKernels int8, int4;
-  void (*multiply)(const OuterJob& job);
-};
-
 struct QuantKernels {
-  int64_t block_columns, block_bytes;  // of packed x
-  int64_t max_rows;
-  QuantDotKernels int8, int4;
-  const QuantOuterKernels* outer;
+  DotKernels int8, int4;        // times x in 16 bits
+  DotKernels int8_x8, int4_x8;  // times x in 8 bits
   // One group of `count` columns: its levels and its scale, as QfQuantize says.
   void (*quantize_group)(const float* w, int64_t count, int32_t bits, int8_t* levels, uint16_t* scale);
 };

@@ -1,10 +1,10 @@
-// Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised.
+// Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised (quant_layout.h).
 //
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
-// applies the epilogue (bias, activation, residual or gate) while they are in cache. Below kPanelsFrom rows of x the
-// weights stream by once, unpacked: memory traffic is n * k weights. Above, x is packed in blocks of rows and panels of
-// weights are packed into L1 on the fly: n * k weights per block of rows. Quantised weights and bf16 products on a
-// matrix unit have ways of their own for many rows (quant_outer.cpp, linear_tiles.cpp).
+// applies the epilogue (bias, activation, residual or gate) while they are in cache. Few rows
+// of x wait, packed, while the weights stream by: memory traffic is n * k weights. So do many with quantised weights,
+// which lie as a register tile takes them. For others, panels of weights are packed into L1 on the fly: n * k weights
+// per block of rows. bf16 products on a matrix unit have a way of their own (linear_tiles.cpp).
 
 #include "linear.h"
 
@@ -23,78 +23,68 @@ constexpr int64_t kPanelsFrom = 17;
 constexpr int64_t kBlockRows = 272;  // a block of k of so many packed rows has 408 KiB of an L2 of 1 MiB
 constexpr int64_t kStayingFloats = (1 << 19) / sizeof(float);  // of packed x that L2 keeps
 constexpr int64_t kTaskColumns = 64;
-constexpr int64_t kStreamSums = 4096;  // raw sums waiting for their epilogue: 16 KiB of L1
+constexpr int64_t kStreamSums = 4096;    // raw sums waiting for their epilogue: 16 KiB of L1
+constexpr int64_t kStreamColumns = 64;   // at least, of many rows
+constexpr int64_t kStreamGrain = 32;     // columns: whole tiles of two blocks of kQuantRows
+constexpr int64_t kStreamedRows = 1040;  // of a quantised call at a time, at most: packed x stays small
 
-// Rows of x as streaming products take them.
-struct StreamX {
-  const void* data;
-  int64_t ld;  // floats of a row, or blocks of a quantised call
+// Floats of `count` elements of k of a packed row.
+int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * dot.step_floats; }
+
+// A block of rows of x, packed: groups of rows that are multiplied together while weights stream by.
+struct StreamedRows {
+  const float* data;
+  int64_t row, rows, together;
 };
 
-StreamX quant_x(const LinearCall& call) {
-  const QuantKernels& quant = kernels().quant;
-  const int64_t blocks = ceil_div(call.k, quant.block_columns), row_bytes = blocks * quant.block_bytes;
-  auto* packed = static_cast<char*>(thread_scratch(Scratch::kRoundedX, static_cast<size_t>(call.m * row_bytes)));
-  parallel_for(call.m, grain_for(1.0 * static_cast<double>(call.k)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      quant_kernels(call).pack_x(call.x + i * call.ldx, call.k, call.group, packed + i * row_bytes);
+StreamedRows stream_rows(const LinearCall& call, const DotKernels& dot, int64_t row, int64_t rows) {
+  const int64_t groups = ceil_div(rows, dot.max_rows), together = ceil_div(rows, groups);
+  const int64_t row_floats = packed_floats(dot, call.k);
+  auto* packed =
+      static_cast<float*>(thread_scratch(Scratch::kPackedX, static_cast<size_t>(rows * row_floats) * sizeof(float)));
+  const double cost = 0.3 * static_cast<double>(together * call.k);
+  parallel_for(ceil_div(rows, together), grain_for(cost), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * together; i < std::min(end * together, rows); i += together) {
+      dot.pack_x(call.x + (row + i) * call.ldx, call.ldx, std::min(together, rows - i), call.k,
+                 packed + i * row_floats);
     }
   });
-  return {packed, blocks};
+  return {packed, row, rows, together};
 }
 
-// Floats of a packed row of `count` elements of k, whole vectors of them.
-int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * kernels().lanes; }
-
-// Rows that are multiplied together while weights stream by.
-int64_t stream_rows(const LinearCall& call) {
-  const int64_t most = call.bits != 0 ? kernels().quant.max_rows : kernels().linear.max_rows;
-  return ceil_div(call.m, ceil_div(call.m, most));
-}
-
-StreamX stream_x(const LinearCall& call, const DotKernels& dot) {
-  const int64_t row_floats = packed_floats(dot, call.k), group = stream_rows(call);
-  auto* packed =
-      static_cast<float*>(thread_scratch(Scratch::kPackedX, static_cast<size_t>(call.m * row_floats) * sizeof(float)));
-  for (int64_t i = 0; i < call.m; i += group) {
-    dot.pack_x(call.x + i * call.ldx, call.ldx, std::min(group, call.m - i), call.k, packed + i * row_floats);
-  }
-  return {packed, row_floats};
-}
-
-void stream_columns(const LinearCall& call, const DotKernels& dot, StreamX x, int64_t column, int64_t n) {
-  const int64_t group = stream_rows(call);
-  float* sums =
-      static_cast<float*>(thread_scratch(Scratch::kSums, static_cast<size_t>(2 * call.m * n) * sizeof(float)));
-  float* up = call.w_up != nullptr ? sums + call.m * n : nullptr;
+void stream_columns(const LinearCall& call, const DotKernels& dot, const StreamedRows& x, int64_t column, int64_t n) {
+  const int64_t row_floats = packed_floats(dot, call.k), size = x.rows * n;
+  float* sums = static_cast<float*>(
+      thread_scratch(Scratch::kSums, static_cast<size_t>(call.w_up != nullptr ? 2 * size : size) * sizeof(float)));
+  float* up = call.w_up != nullptr ? sums + size : nullptr;
+  const uint16_t* scales = call.bits != 0 ? call.scales + column * (call.k / call.group) : nullptr;
   const auto fill = [&](const void* w, float* out) {
-    for (int64_t i = 0; i < call.m; i += group) {
-      if (call.bits != 0) {
-        quant_kernels(call).rows(offset(x.data, i * x.ld, kernels().quant.block_bytes), std::min(group, call.m - i),
-                                 x.ld, quant_rows(call, column), n, out + i * n, n);
-        continue;
-      }
-      dot.rows(static_cast<const float*>(x.data) + i * x.ld, std::min(group, call.m - i),
-               offset(w, column * call.ldw, dot.w_size), call.ldw, n, call.k, out + i * n, n);
+    const void* from = static_cast<const char*>(w) + column * call.ldw * dot.w_bits / 8;
+    for (int64_t i = 0; i < x.rows; i += x.together) {
+      dot.rows({x.data + i * row_floats, std::min(x.together, x.rows - i), from, call.ldw, n, call.k, out + i * n, n,
+                scales, call.group});
     }
   };
   fill(call.w, sums);
   if (up != nullptr) fill(call.w_up, up);
-  finish_block(call, sums, up, n, 0, call.m, column, n);
+  finish_block(call, sums, up, n, x.row, x.rows, column, n);
 }
 
-void run_streaming(const LinearCall& call, const DotKernels& dot, StreamX x) {
-  const double row_bytes = call.bits != 0 ? static_cast<double>(call.k * call.bits) / 8 : call.k * dot.w_size;
-  const double bytes = row_bytes * (call.w_up != nullptr ? 2 : 1);
-  const double products = static_cast<double>(call.k * call.m) * (call.w_up != nullptr ? 2 : 1);
-  const int64_t grain = std::min<int64_t>(round_up(grain_for(std::max(bytes / 15, products / 30)), 8), 1024);
+void run_streaming(const LinearCall& call, const DotKernels& dot) {
+  const int64_t block = ceil_div(call.m, ceil_div(call.m, kStreamedRows));
+  const double elements = static_cast<double>(call.k) * (call.w_up != nullptr ? 2 : 1);
+  const double cost = std::max(elements * dot.w_bits / 8 / 15, elements * static_cast<double>(block) / 30);
+  const int64_t grain = std::min<int64_t>(round_up(grain_for(cost), kStreamGrain), 1024);
   // Many columns at once: the weights are read as a few streams, and each should be long.
-  const int64_t columns = kStreamSums / call.m;
-  parallel_for(call.n, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t column = begin; column < end; column += columns) {
-      stream_columns(call, dot, x, column, std::min(columns, end - column));
-    }
-  });
+  const int64_t columns = std::max(kStreamSums / block / kStreamGrain * kStreamGrain, kStreamColumns);
+  for (int64_t row = 0; row < call.m; row += block) {
+    const StreamedRows x = stream_rows(call, dot, row, std::min(block, call.m - row));
+    parallel_for(call.n, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t column = begin; column < end; column += columns) {
+        stream_columns(call, dot, x, column, std::min(columns, end - column));
+      }
+    });
+  }
 }
 
 // A block of rows of x, packed: [block of k][tile][groups of the block][rows of the tile].
@@ -141,7 +131,7 @@ class PanelTask {
  private:
   static int64_t width() { return kernels().linear.panel_columns; }
   const char* at(const void* w, int64_t row, int64_t k) const {
-    return static_cast<const char*>(w) + (row * call_.ldw + k) * dot_.w_size;
+    return static_cast<const char*>(w) + (row * call_.ldw + k) * dot_.w_bits / 8;
   }
   // Rows of w that are read after others.
   struct Next {
@@ -170,7 +160,7 @@ class PanelTask {
         const Next fetched = j + width() < to  ? Next{w, column_ + j + width(), first}
                              : after < call_.k ? Next{w, column_ + from, after}
                                                : next;
-        const int64_t size = dot_.w_size, fetched_k = std::min<int64_t>(dot_.block, call_.k - fetched.k);
+        const int64_t size = dot_.w_bits / 8, fetched_k = std::min<int64_t>(dot_.block, call_.k - fetched.k);
         const Ahead ahead{at(fetched.w, fetched.row, fetched.k), call_.ldw * size, fetched_k * size,
                           std::clamp<int64_t>(call_.n - fetched.row, 0, width())};
         float* y = after == call_.k ? call_.y + x_.row * call_.ldy + column_ + j : nullptr;
@@ -225,15 +215,6 @@ void finish_block(const LinearCall& call, const float* sums, const float* up, in
   kernels().linear.finish(finish);
 }
 
-const QuantDotKernels& quant_kernels(const LinearCall& call) {
-  return call.bits == 8 ? kernels().quant.int8 : kernels().quant.int4;
-}
-
-QuantRows quant_rows(const LinearCall& call, int64_t row) {
-  return {static_cast<const uint8_t*>(call.w) + row * (call.k * call.bits / 8),
-          call.scales + row * (call.k / call.group), call.k, call.group};
-}
-
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
   const LinearKernels& table = kernels().linear;
   if (w_dtype == QF_F32) return table.f32;
@@ -241,17 +222,23 @@ const DotKernels& dot_kernels(int32_t w_dtype, int32_t math) {
   return math == QF_MATH_BF16 ? table.bf16_products : table.bf16;
 }
 
+namespace {
+
+const DotKernels& quant_kernels(const LinearCall& call) {
+  const QuantKernels& table = kernels().quant;
+  if (call.math == QF_MATH_INT8) return call.bits == 8 ? table.int8_x8 : table.int4_x8;
+  return call.bits == 8 ? table.int8 : table.int4;
+}
+
+}  // namespace
+
 void run_linear(const LinearCall& call) {
   if (call.m <= 0 || call.n <= 0) return;
   const bool bf16_products = call.w_dtype == QF_BF16 && call.math == QF_MATH_BF16;
   if (bf16_products && call.k > 0 && kernels().linear.bf16_tiles != nullptr) return run_tiles(call);
-  const DotKernels& dot = dot_kernels(call.w_dtype, call.math);
-  if (call.bits != 0) {
-    if (call.m >= kernels().quant.outer->from_rows && call.k > 0) return run_quant_outer(call);
-    return run_streaming(call, dot, quant_x(call));
-  }
-  if (call.m < kPanelsFrom || call.k == 0) {
-    run_streaming(call, dot, stream_x(call, dot));
+  const DotKernels& dot = call.bits != 0 ? quant_kernels(call) : dot_kernels(call.w_dtype, call.math);
+  if (call.m < kPanelsFrom || call.k == 0 || dot.multiply == nullptr) {
+    run_streaming(call, dot);
   } else {
     run_panels(call, dot);
   }

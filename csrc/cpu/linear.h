@@ -28,9 +28,6 @@ struct LinearCall {
 
 void run_linear(const LinearCall& call);
 
-// run_linear of many rows with quantised weights; m, n, k > 0.
-void run_quant_outer(const LinearCall& call);
-
 // run_linear where kernels().linear.bf16_tiles serves the call; m, n, k > 0.
 void run_tiles(const LinearCall& call);
 
@@ -45,14 +42,7 @@ void finish_block(const LinearCall& call, const float* sums, const float* up, in
 // The products of f32 rows with weights of w_dtype.
 const DotKernels& dot_kernels(int32_t w_dtype, int32_t math);
 
-// Those of a quantised call, and its rows of w from `row` on.
-const QuantDotKernels& quant_kernels(const LinearCall& call);
-QuantRows quant_rows(const LinearCall& call, int64_t row);
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline const void* offset(const void* base, int64_t elements, int64_t size) {
-  return static_cast<const char*>(base) + elements * size;
-}
 
 }  // namespace qformer::cpu

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "fetcher.h"
+#include "kernels.h"
 #include "simd.h"
 #include "transpose.h"
 
@@ -230,12 +231,12 @@ void dot_rows_all_n(const float* x, const typename Dot::W* w, int64_t ldw, int64
 constexpr int kDotRows = 8;
 
 template <class Dot>
-void dot_rows_of(const float* x, int64_t m, const typename Dot::W* w, int64_t ldw, int64_t n, int64_t k, float* sums,
-                 int64_t ld_sums) {
-  switch (m) {
+void dot_rows_of(const RowsJob& job) {
+  const auto* w = static_cast<const typename Dot::W*>(job.w);
+  switch (job.m) {
 #define QF_ROWS(M) \
   case M:          \
-    return dot_rows_all_n<Dot, M>(x, w, ldw, n, k, sums, ld_sums);
+    return dot_rows_all_n<Dot, M>(job.x, w, job.ldw, job.n, job.k, job.sums, job.ld_sums);
     QF_ROWS(1)
     QF_ROWS(2)
     QF_ROWS(3)

@@ -39,25 +39,19 @@ inline void lora_row_any(const void* w, const float* a, const float* b, void* y,
 }
 
 template <class Dot>
-struct DotEntries {
-  static void rows(const float* x, int64_t m, const void* w, int64_t ldw, int64_t n, int64_t k, float* sums,
-                   int64_t ld_sums) {
-    dot_rows_of<Dot>(x, m, static_cast<const typename Dot::W*>(w), ldw, n, k, sums, ld_sums);
-  }
-
-  static constexpr DotKernels kTable = {sizeof(typename Dot::W), Dot::kStep, kBlockGroups* Dot::kGroup,
-                                        pack_x_tile<Dot>,        rows,       multiply_panel<Dot>};
+inline constexpr DotKernels kDotKernels = {
+    8 * sizeof(typename Dot::W), Dot::kStep,       kLanes,           kDotRows,
+    kBlockGroups* Dot::kGroup,   pack_x_tile<Dot>, dot_rows_of<Dot>, multiply_panel<Dot>,
 };
 
 inline constexpr LinearKernels kLinearKernels = {
     kPanelRows,
     kPanelColumns,
     kPanelFloats,
-    kDotRows,
-    DotEntries<DotF32>::kTable,
-    DotEntries<DotF16>::kTable,
-    DotEntries<DotBf16>::kTable,
-    DotEntries<DotBf16Products>::kTable,
+    kDotKernels<DotF32>,
+    kDotKernels<DotF16>,
+    kDotKernels<DotBf16>,
+    kDotKernels<DotBf16Products>,
     finish_rows,
     lora_row_any,
 };

@@ -1,16 +1,17 @@
 // Products of rows with group-quantised weights (quant_layout.h) in integers.
 //
-// x is rounded to 16 bits with a scale for each unit of kQuantUnit columns, about a hundred times finer than bf16. The
-// products of a unit are added up exactly, as integers; the sum times the scale of the weights' group times that of x
-// is one term. Canonical order of an element: lane j takes the terms of units j, j + L, j + 2L, ... in f32, then
-// reduce_add's tree. Every way keeps it, so an element's bits depend on its own row of x and of w only. NaN and
-// infinity make the term NaN.
+// x is rounded to 16 bits with a scale for each unit of kQuantUnit columns, about a hundred times finer than bf16, or
+// to 8 bits. The products of a unit are added up exactly, as integers; the sum times the scale of the weights' group
+// times that of x is one term. Canonical order of an element: the terms of all units one after the other in f32, each
+// with one multiply-add (two roundings where vectors have none). Every way keeps it, so an element's bits depend on its
+// own row of x and of w only. NaN and infinity make the term NaN.
 //
-// A block is kLanes units, one to a lane, and is walked by quads: four columns of every unit. With byte products
-// (AVX-512 VNNI) a level of x is 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are multiplied,
-// in the order in which shifts and masks take a word of weights apart.
-//
-// AVX-512 with VNNI, one row of x: 63 instructions on two ports for 1,024 columns of int4, 39 for as many of int8.
+// A lane is a column, and a step a quad: four columns of k, of which a number of x is repeated for all lanes. With byte
+// products (AVX-512 VNNI) 16 bits of x are 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are
+// multiplied, in the order in which shifts and masks take a word of weights apart, whatever bits x has.
+//   packed x of M rows, each unit: [plane][quad][M][4 bytes], M scales, M offsets
+// A plane has the high bytes, the low bytes or the only ones of x, or its columns 0 and 2 or 1 and 3 of each quad. An
+// offset is what the sum of a unit lacks, since weights are stored plus quant_zero.
 #pragma once
 
 #include "kernels.h"
@@ -19,285 +20,292 @@
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int64_t kUnitQuads = kQuantUnit / 4;
-constexpr int64_t kBlockColumns = kQuantUnit * kLanes;
-constexpr int64_t kVectorBytes = 4 * kLanes;
-// Each load of weights fetches a line this far ahead of it into L1; fetched a block at a time, and into L2, weights
-// from DRAM came at four fifths of the rate.
-constexpr int64_t kPrefetchScales = 32;  // as far ahead as kPrefetchBytes with groups of a unit
-constexpr float kLargestLevel = 127 * 256 + 127;
-constexpr float kSmallestUnit = 0x1p-110f;  // one below counts as zero, or the reciprocal of its scale would overflow
+constexpr int kUnitQuads = kQuantUnit / 4;
+constexpr int kRowVectors = kQuantRows / kLanes;  // of a block of rows of w
+constexpr int64_t kWordBytes = 4 * kQuantRows;    // of a word of all of its rows
 
-// A block of a row of x.
-struct alignas(64) QuantX {
-  // Of each quad, a vector of high and one of low bytes, or one of columns 0 and 2 and one of columns 1 and 3.
-  int8_t levels[kUnitQuads][2][kVectorBytes];
-  float scale[kLanes];     // of each unit
-  int32_t offset[kLanes];  // what the sum of each unit lacks, since weights are stored plus quant_zero
-  int32_t group[kLanes];   // of each unit of w, counted from first_group
-  int64_t first_group;
-};
+#if defined(QF_BYTE_PRODUCTS)
+template <int kXBits>
+constexpr int kPlanes = kXBits / 8;
+#else
+template <int kXBits>
+constexpr int kPlanes = 2;
+#endif
 
-// One width of weights.
+// Floats that a unit of a row of x takes, packed.
+template <int kXBits>
+constexpr int kUnitFloats = kPlanes<kXBits> * kUnitQuads + 2;
+
+// Quads of a word of weights, and words of a unit.
 template <int kBits>
-struct QuantForm {
-  static constexpr int kWords = unit_words(kBits), kWordQuads = 8 / kBits;
+constexpr int kWordQuads = 8 / kBits;
+template <int kBits>
+constexpr int kWords = unit_words(kBits);
 
-  static int64_t row_bytes(const QuantRows& w) { return w.k * kBits / 8; }
-  static QuantRows row(const QuantRows& w, int64_t at) {
-    return {w.q + at * row_bytes(w), w.scales + at * (w.k / w.group), w.k, w.group};
-  }
-};
-
-// The groups of the `count` units from `first` on, counted from the first of them, which is returned; 0 past count.
-inline int64_t unit_groups(int64_t first, int64_t count, int64_t group, int32_t* groups) {
-  const int64_t group_units = group / kQuantUnit, first_group = first / group_units;
-  for (int64_t i = 0; i < kLanes; i++) {
-    groups[i] = i < count ? static_cast<int32_t>((first + i) / group_units - first_group) : 0;
-  }
-  return first_group;
-}
-
-// A word of each of `count` units, zeros past them.
-template <bool kWhole>
-inline Vi load_word(const uint8_t* q, int64_t count) {
-  return kWhole ? load_bits(q) : as_bits(load_partial(reinterpret_cast<const float*>(q), count));
-}
+inline Vi in_register(Vi v) { return as_bits(in_register(as_float(v))); }
 
 // ---- x ----
 
-// Levels in the order of columns, and the scales: all NaN where a value is not finite.
-inline void round_x(const float* x, int64_t units, int16_t* levels, float* scales) {
-  Vf probe = zero();  // x - x is NaN where x is not finite
-  for (int64_t unit = 0; unit < units; unit++, x += kQuantUnit, levels += kQuantUnit) {
-    Vf magnitude = zero();
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kQuantUnit; i += kLanes) {
-      const Vf value = load(x + i);
-      magnitude = vmax(magnitude, vabs(value));
-      probe = probe + (value - value);
-    }
-    const float largest = reduce_max(magnitude);
-    const Vf per_level = broadcast(largest >= kSmallestUnit ? kLargestLevel / largest : 0);
-    scales[unit] = largest / kLargestLevel;
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kQuantUnit; i += kLanes) {
-      const Vf level = load(x + i) * per_level;
-      store_i16(levels + i, vmin(vmax(level, broadcast(-kLargestLevel)), broadcast(kLargestLevel)));
+constexpr float kSmallestUnit = 0x1p-110f;  // one below counts as zero, or the reciprocal of its scale would overflow
+
+// Rounds a unit; the scale is NaN where a value is not finite.
+template <int kXBits, class Level>
+inline void round_unit(const float* x, Level* levels, float* scale, float* sum) {
+  constexpr float kLargest = kXBits == 16 ? 127 * 256 + 127 : 127;
+  Vf magnitude = zero();
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kQuantUnit; i += kLanes) magnitude = vmax(magnitude, vabs(load(x + i)));
+  const float largest = reduce_max(magnitude);
+  const Vf per_level = broadcast(largest >= kSmallestUnit ? kLargest / largest : 0);
+  Vf total = zero();
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kQuantUnit; i += kLanes) {
+    const Vf level = round_even(load(x + i) * per_level);
+    total = total + level;
+    if constexpr (sizeof(Level) == 2) {
+      store_i16(levels + i, level);
+    } else {
+      store_i8(levels + i, level);
     }
   }
-  const float spoilt = reduce_add(probe);
-  for (int64_t unit = 0; unit < units; unit++) scales[unit] += spoilt;
+  const float whole = reduce_add(total);  // exact; NaN where a level is
+  *scale = largest / kLargest + (whole - whole);
+  *sum = whole == whole ? whole : 0;
 }
 
-// A block of levels in the order of columns, unit by unit, in that of quads.
-inline void pack_levels(const int16_t* levels, QuantX& out) {
+// Puts four bytes of each quad, `rows` apart.
+inline void put_quads(const int8_t* bytes, int64_t rows, float* out) {
+#pragma GCC unroll 16
+  for (int quad = 0; quad < kUnitQuads; quad++) __builtin_memcpy(out + quad * rows, bytes + 4 * quad, 4);
+}
+
+template <int kXBits>
+inline void pack_unit(const float* x, int64_t rows, float* out, float* scale, float* sum) {
 #if defined(QF_BYTE_PRODUCTS)
-  alignas(64) int8_t bytes[2][kLanes][kQuantUnit];
-  for (int unit = 0; unit < kLanes; unit++) split_levels(levels + unit * kQuantUnit, bytes[0][unit], bytes[1][unit]);
-  for (int part = 0; part < 2; part++) {
-    Vf tile[kLanes];
-#pragma GCC unroll 16
-    for (int unit = 0; unit < kLanes; unit++) tile[unit] = as_float(load_bits(bytes[part][unit]));
-    transpose(tile);
-#pragma GCC unroll 16
-    for (int quad = 0; quad < kUnitQuads; quad++) store(reinterpret_cast<float*>(out.levels[quad][part]), tile[quad]);
+  alignas(64) int8_t bytes[2][kQuantUnit];
+  if constexpr (kXBits == 16) {
+    alignas(64) int16_t levels[kQuantUnit];
+    round_unit<kXBits>(x, levels, scale, sum);
+    split_levels(levels, bytes[0], bytes[1]);
+    put_quads(bytes[1], rows, out + kUnitQuads * rows);
+  } else {
+    round_unit<kXBits>(x, bytes[0], scale, sum);
   }
+  put_quads(bytes[0], rows, out);
 #else
-  for (int64_t unit = 0; unit < kLanes; unit++) {
-    for (int64_t quad = 0; quad < kUnitQuads; quad++, levels += 4) {
-      const int16_t even[2] = {levels[0], levels[2]}, odd[2] = {levels[1], levels[3]};
-      __builtin_memcpy(out.levels[quad][0] + 4 * unit, even, 4);
-      __builtin_memcpy(out.levels[quad][1] + 4 * unit, odd, 4);
-    }
+  int16_t levels[kQuantUnit];
+  round_unit<kXBits>(x, levels, scale, sum);
+  for (int quad = 0; quad < kUnitQuads; quad++) {
+    const int16_t* of = levels + 4 * quad;
+    const int16_t even[2] = {of[0], of[2]}, odd[2] = {of[1], of[3]};
+    __builtin_memcpy(out + quad * rows, even, 4);
+    __builtin_memcpy(out + (kUnitQuads + quad) * rows, odd, 4);
   }
 #endif
 }
 
-// The sum of the levels of each unit.
-inline void level_sums(const QuantX& x, int32_t* sums) {
-  Vi sum = zero_bits();
-#if defined(QF_BYTE_PRODUCTS)
-  constexpr int32_t kOnes = 0x01010101;
-  const Vi ones = broadcast_bits(&kOnes);
-  Vi low = zero_bits();
-  for (const auto& quad : x.levels) {
-    sum = mac_bytes(sum, ones, load_bits(quad[0]));
-    low = mac_bytes(low, ones, load_bits(quad[1]));
+// Packs `count` columns, whole units, of some rows of x.
+template <int kBits, int kXBits>
+void pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out) {
+  constexpr int64_t kPlaneFloats = kUnitFloats<kXBits> - 2;
+  for (int64_t row = 0; row < rows; row++) {
+    float* to = out;
+    for (int64_t i = 0; i < count; i += kQuantUnit, to += kUnitFloats<kXBits> * rows) {
+      float sum, *scales = to + kPlaneFloats * rows;
+      pack_unit<kXBits>(x + row * ldx + i, rows, to + row, scales + row, &sum);
+      const auto offset = -quant_zero(kBits) * static_cast<int32_t>(sum);
+      __builtin_memcpy(scales + rows + row, &offset, 4);
+    }
   }
-  sum = times_256(sum) + low;
-#else
-  constexpr int32_t kOnes = 0x00010001;
-  const Vi ones = broadcast_bits(&kOnes);
-  for (const auto& quad : x.levels) {
-    sum = mac_i16(mac_i16(sum, load_bits(quad[0]), ones), load_bits(quad[1]), ones);
-  }
-#endif
-  store(reinterpret_cast<float*>(sums), as_float(sum));
 }
 
-template <int kBits>
-void pack_quant_x(const float* x, int64_t k, int64_t group, void* out) {
-  const int64_t units = k / kQuantUnit;
-  auto* block = static_cast<QuantX*>(out);
-  for (int64_t first = 0; first < units; first += kLanes, block++) {
-    int16_t levels[kBlockColumns] = {};
-    const int64_t count = smaller(kLanes, units - first);
-    for (int64_t i = count; i < kLanes; i++) block->scale[i] = 0;
-    round_x(x + first * kQuantUnit, count, levels, block->scale);
-    block->first_group = unit_groups(first, count, group, block->group);
-    pack_levels(levels, *block);
-    level_sums(*block, block->offset);
-    for (int32_t& offset : block->offset) offset *= -quant_zero(kBits);
+// ---- sums of a unit ----
+
+#if defined(QF_BYTE_PRODUCTS)
+// A quad of M rows of x times V vectors of columns.
+template <int M, int V>
+inline __attribute__((always_inline)) void add_quad(const float* x, const Vi (&levels)[V], Vi (&sum)[M][V]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    const Vi quad = in_register(broadcast_bits(x + m));
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sum[m][v] = mac_bytes(sum[m][v], levels[v], quad);
   }
+}
+
+// Planes of x times V vectors of columns, each with sums of its own: load_word(i, v) is word i of vector v.
+template <int kBits, int M, int V, class LoadWord, class... Sums>
+inline __attribute__((always_inline)) void add_planes(const float* x, LoadWord load_word, Sums (&... sums)[M][V]) {
+  for (int word = 0; word < kWords<kBits>; word++) {
+    Vi w[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) w[v] = load_word(word, v);
+#pragma GCC unroll 2
+    for (int part = 0; part < kWordQuads<kBits>; part++, x += M) {
+      Vi levels[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) levels[v] = in_register(byte_part<kBits>(w[v], part));
+      const float* plane = x - kUnitQuads * M;
+      (add_quad(plane += kUnitQuads * M, levels, sums), ...);
+    }
+  }
+}
+#endif
+
+template <int kBits, int kXBits, int M, int V, class LoadWord>
+inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord load_word, Vi (&total)[M][V]) {
+  const float* offsets = x + (kUnitFloats<kXBits> - 1) * M;
+#if defined(QF_BYTE_PRODUCTS)
+  // Both planes at once where registers hold the sums of both; else w is read twice.
+  constexpr bool kAtOnce = 3 * M * V <= kRegisters - 4;
+  Vi high[M][V], low[M][V];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    const Vi offset = broadcast_bits(offsets + m);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      high[m][v] = zero_bits();
+      low[m][v] = offset;
+    }
+  }
+  if constexpr (kXBits == 8) {
+    add_planes<kBits>(x, load_word, low);
+  } else if constexpr (kAtOnce) {
+    add_planes<kBits>(x, load_word, high, low);
+  } else {
+    add_planes<kBits>(x, load_word, high);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) total[m][v] = kXBits == 8 ? low[m][v] : times_256(high[m][v]) + low[m][v];
+  }
+  if constexpr (kXBits == 16 && !kAtOnce) add_planes<kBits>(x + kUnitQuads * M, load_word, total);
+#else
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) total[m][v] = broadcast_bits(offsets + m);
+  }
+#pragma GCC unroll 1  // or the compiler moves all products ahead of the sums, and spills them
+  for (int word = 0; word < kWords<kBits>; word++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      const Vi w = load_word(word, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < 2 * kWordQuads<kBits>; i++) {
+        const Vi level = word_part<kBits>(w, i);
+        const int plane = i / kWordQuads<kBits>, part = i % kWordQuads<kBits>;
+        const float* quads = x + (plane * kUnitQuads + word * kWordQuads<kBits> + part) * M;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) total[m][v] = mac_i16(total[m][v], broadcast_bits(quads + m), level);
+      }
+    }
+  }
+#endif
 }
 
 // ---- few rows ----
 
-// The sums of a block: of M rows of x, `ldx` blocks apart, with N rows of w, `stride` bytes apart, of which `count`
-// units are there.
-template <int kBits, int M, int N, bool kWhole>
-inline __attribute__((always_inline)) void block_sums(const QuantX* x, int64_t ldx, const uint8_t* q, int64_t stride,
-                                                      int64_t word_stride, int64_t count, Vi (&sum)[M * N]) {
-  using Form = QuantForm<kBits>;
-#if defined(QF_BYTE_PRODUCTS)
-  Vi low[M * N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; i++) sum[i] = low[i] = zero_bits();
-#pragma GCC unroll 16
-  for (int word = 0; word < Form::kWords; word++, q += word_stride) {
+// How far ahead of their use weights and scales are fetched, in bytes.
+template <int kBits>
+constexpr int64_t kQuantAhead = kBits == 8 ? 1024 : 1536;
+constexpr int64_t kScalesAhead = 256;
+
+inline int64_t lanes_of(int64_t rows, int v) {
+  const int64_t rest = rows - v * kLanes;
+  return rest < 0 ? 0 : smaller(rest, kLanes);
+}
+
+// The sums of M packed rows with kBlocks blocks of w, `stride` blocks apart, or with one of fewer rows.
+template <int kBits, int kXBits, int M, int kBlocks, bool kWhole>
+void quant_rows_tile(const float* x, const uint8_t* w, const uint16_t* scales, int64_t stride, int64_t rows, int64_t k,
+                     int64_t group, float* sums, int64_t ld_sums) {
+  constexpr int V = kBlocks * kRowVectors;
+  const int64_t group_units = group / kQuantUnit, height = kWhole ? kQuantRows : rows;
+  const int64_t w_stride = stride * kQuantRows * k * kBits / 8, scale_stride = stride * kQuantRows * (k / group);
+  Vf sum[M][V];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) {
-      __builtin_prefetch(q + n * stride + kPrefetchBytes, 0, 3);
-      const Vi w = load_word<kWhole>(q + n * stride, count);
-#pragma GCC unroll 2
-      for (int part = 0; part < Form::kWordQuads; part++) {
-        const Vi level = byte_part<kBits>(w, part);
+  for (int m = 0; m < M; m++) {
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const auto& levels = x[m * ldx].levels[word * Form::kWordQuads + part];
-          sum[m * N + n] = mac_bytes(sum[m * N + n], level, load_bits(levels[0]));
-          low[m * N + n] = mac_bytes(low[m * N + n], level, load_bits(levels[1]));
-        }
+    for (int v = 0; v < V; v++) sum[m][v] = zero();
+  }
+  int64_t left = group_units;
+  for (int64_t unit = 0; unit < k / kQuantUnit; unit++) {
+    Vi total[M][V];
+    unit_sums<kBits, kXBits>(
+        x,
+        [&](int word, int v) __attribute__((always_inline)) {
+          const uint8_t* block = w + v / kRowVectors * w_stride + word * 4 * height;
+          if (v % kRowVectors == 0) __builtin_prefetch(block + kQuantAhead<kBits>, 0, 3);
+          const uint8_t* from = block + v % kRowVectors * 4 * kLanes;
+          if constexpr (kWhole) return load_bits(from);
+          return as_bits(load_partial(reinterpret_cast<const float*>(from), lanes_of(rows, v)));
+        },
+        total);
+    const float* x_scales = x + (kUnitFloats<kXBits> - 2) * M;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      const uint16_t* block = scales + v / kRowVectors * scale_stride;
+      if (v % kRowVectors == 0) __builtin_prefetch(block + kScalesAhead / 2, 0, 3);
+      const uint16_t* from = block + v % kRowVectors * kLanes;
+      const Vf scale = kWhole ? load_bf16(from) : load_bf16_partial(from, lanes_of(rows, v));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) sum[m][v] = fma(to_float(total[m][v]), scale * broadcast(x_scales[m]), sum[m][v]);
+    }
+    x += kUnitFloats<kXBits> * M;
+    w += unit_words(kBits) * 4 * height;
+    if (--left == 0) {
+      left = group_units;
+      scales += height;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      float* to = sums + m * ld_sums + v / kRowVectors * stride * kQuantRows + v % kRowVectors * kLanes;
+      if constexpr (kWhole) {
+        store(to, sum[m][v]);
+      } else {
+        store_partial(to, sum[m][v], lanes_of(rows, v));
       }
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; i++) sum[i] = times_256(sum[i]) + low[i];
-#else
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; i++) sum[i] = zero_bits();
-#pragma GCC unroll 1  // or the compiler moves all products ahead of the sums, and spills them
-  for (int word = 0; word < Form::kWords; word++, q += word_stride) {
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++) {
-      __builtin_prefetch(q + n * stride + kPrefetchBytes, 0, 3);
-      const Vi w = load_word<kWhole>(q + n * stride, count);
-#pragma GCC unroll 4
-      for (int i = 0; i < 2 * Form::kWordQuads; i++) {
-        const Vi level = word_part<kBits>(w, i);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const auto& quad = x[m * ldx].levels[word * Form::kWordQuads + i % Form::kWordQuads];
-          sum[m * N + n] = mac_i16(sum[m * N + n], load_bits(quad[i / Form::kWordQuads]), level);
-        }
-      }
-    }
-  }
-#endif
 }
 
-// Adds the terms of a block.
-template <int kBits, int M, int N, bool kWhole>
-inline __attribute__((always_inline)) void add_block(const QuantX* x, int64_t ldx, const uint8_t* q, int64_t stride,
-                                                     int64_t word_stride, int64_t count, const Vf (&scales)[N],
-                                                     Vf (&sum)[M * N]) {
-  Vi total[M * N];
-  block_sums<kBits, M, N, kWhole>(x, ldx, q, stride, word_stride, count, total);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; m++) {
-    const QuantX& row = x[m * ldx];
-    const Vi offset = load_bits(row.offset);
-    const Vf scale = load(row.scale);
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++) {
-      sum[m * N + n] = fma(to_float(total[m * N + n] + offset), scales[n] * scale, sum[m * N + n]);
-    }
-  }
-}
+constexpr int kQuantTileRows = kRegisters == 32 ? 6 : 3;
 
-// Reduces M x N accumulators into sums[m * ld + n * stride].
-template <int M, int N>
-inline void reduce_tile(const Vf (&sum)[M * N], float* sums, int64_t ld, int64_t stride = 1) {
-  constexpr int kFull = M * N / kLanes * kLanes, kRest = M * N - kFull;
-  float flat[kFull + kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kFull; i += kLanes) store(flat + i, reduce_add_lanes(sum + i));
-  if constexpr (2 * kRest >= kLanes && kRest > 1) {
-    Vf rest[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) rest[i] = i < kRest ? sum[kFull + i] : zero();
-    store(flat + kFull, reduce_add_lanes(rest));
-  } else {
-#pragma GCC unroll 16
-    for (int i = kFull; i < M * N; i++) flat[i] = reduce_add(sum[i]);
-  }
-  for (int m = 0; m < M; m++) {
-    for (int n = 0; n < N; n++) sums[m * ld + n * stride] = flat[m * N + n];
-  }
-}
-
-// sums[m * ld_sums + n * stride] = x row m · w row n * stride; x: M rows of `blocks` blocks
-template <int kBits, int M, int N>
-void quant_rows_tile(const QuantX* x, int64_t blocks, const QuantRows& w, int64_t stride, float* sums,
-                     int64_t ld_sums) {
-  using Form = QuantForm<kBits>;
-  const int64_t row_groups = w.k / w.group, units = w.k / kQuantUnit;
-  const int64_t q_stream = stride * Form::row_bytes(w), scale_stream = stride * row_groups;
-  Vf sum[M * N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; i++) sum[i] = zero();
-  for (int64_t block = 0; block < blocks; block++, x++) {
-    const Vi group = load_bits(x->group);
-    const uint16_t* from = w.scales + x->first_group;
-    const int64_t groups = smaller(row_groups - x->first_group, kLanes);
-    Vf scales[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++) {
-      __builtin_prefetch(from + n * scale_stream + kPrefetchScales, 0, 3);
-      scales[n] = spread(load_bf16_partial(from + n * scale_stream, groups), group);
-    }
-    const UnitPlace place = unit_place(block * kLanes, units, kBits);
-    const int64_t count = smaller(units - block * kLanes, kLanes);
-    const uint8_t* q = w.q + place.from;
-    if (count == kLanes) {
-      add_block<kBits, M, N, true>(x, blocks, q, q_stream, place.stride, count, scales, sum);
-    } else {
-      add_block<kBits, M, N, false>(x, blocks, q, q_stream, place.stride, count, scales, sum);
-    }
-  }
-  reduce_tile<M, N>(sum, sums, ld_sums, stride);
-}
-
-constexpr int kQuantRows = kRegisters == 32 ? 4 : 2;
-
-// Rows of w that share a tile. The rows of a tile lie n / N apart, as in linear_dot.h.
+// Blocks of rows of w that share a tile: as many vectors of columns as registers hold sums of.
 template <int M>
-constexpr int quant_columns() {
-  return M == 1 ? 6 : kRegisters == 32 ? 6 - M : 2;
+constexpr int quant_blocks() {
+  constexpr int kVectors = kRegisters == 32 ? (M <= 2 ? 4 : M <= 4 ? 3 : 2) : M == 1 ? 4 : 2;
+  return kVectors < kRowVectors ? 1 : kVectors / kRowVectors;
 }
 
-template <int kBits, int M>
-void quant_rows_all_n(const QuantX* x, int64_t blocks, const QuantRows& w, int64_t n, float* sums, int64_t ld_sums) {
-  constexpr int N = quant_columns<M>();
-  const int64_t stride = n / N;
-  int64_t j = 0;
-  for (; j < stride; j++) {
-    quant_rows_tile<kBits, M, N>(x, blocks, QuantForm<kBits>::row(w, j), stride, sums + j, ld_sums);
+// As many tiles of kBlocks blocks as there are from `first` on, then the rest in smaller ones. The blocks of a tile lie
+// n / their number apart, as the columns in linear_dot.h.
+template <int kBits, int kXBits, int M, int kBlocks, bool kWhole = true>
+void quant_rows_from(const RowsJob& job, int64_t first) {
+  const int64_t stride = kWhole ? (job.n / kQuantRows - first) / kBlocks : 1;
+  for (int64_t block = first; block < first + stride; block++) {
+    const int64_t row = block * kQuantRows;
+    quant_rows_tile<kBits, kXBits, M, kBlocks, kWhole>(
+        job.x, static_cast<const uint8_t*>(job.w) + row * job.k * kBits / 8, job.scales + row * (job.k / job.group),
+        stride, job.n - row, job.k, job.group, job.sums + row, job.ld_sums);
   }
-  for (j = stride * N; j < n; j++) {
-    quant_rows_tile<kBits, M, 1>(x, blocks, QuantForm<kBits>::row(w, j), 1, sums + j, ld_sums);
+  first += stride * kBlocks;
+  if constexpr (!kWhole) return;
+  if constexpr (kBlocks > 1) return quant_rows_from<kBits, kXBits, M, kBlocks - 1>(job, first);
+  if (job.n % kQuantRows != 0) quant_rows_from<kBits, kXBits, M, 1, false>(job, first);
+}
+
+template <int kBits, int kXBits, int M = 1>
+void quant_rows_of(const RowsJob& job) {
+  if constexpr (M < kQuantTileRows) {
+    if (job.m > M) return quant_rows_of<kBits, kXBits, M + 1>(job);
   }
+  quant_rows_from<kBits, kXBits, M, quant_blocks<M>()>(job, 0);
 }
 
 }  // namespace qformer::cpu::QF_ISA

@@ -1,25 +1,21 @@
-// The kernel table of quantised weights: products (quant_dot.h, quant_outer.h), and quantisation.
+// The kernel table of quantised weights: products (quant_dot.h), and quantisation.
 #pragma once
 
 #include "half.h"
-#include "quant_outer.h"
+#include "quant_dot.h"
 
 namespace qformer::cpu::QF_ISA {
 
-template <int kBits>
-struct QuantEntries {
-  static void rows(const void* x, int64_t m, int64_t blocks, const QuantRows& w, int64_t n, float* sums,
-                   int64_t ld_sums) {
-    const auto* from = static_cast<const QuantX*>(x);
-    if (m == 1) return quant_rows_all_n<kBits, 1>(from, blocks, w, n, sums, ld_sums);
-    if (m == 2) return quant_rows_all_n<kBits, 2>(from, blocks, w, n, sums, ld_sums);
-    if constexpr (kQuantRows == 4) {
-      if (m == 3) return quant_rows_all_n<kBits, 3>(from, blocks, w, n, sums, ld_sums);
-      quant_rows_all_n<kBits, 4>(from, blocks, w, n, sums, ld_sums);
-    }
-  }
-
-  static constexpr QuantDotKernels kTable = {pack_quant_x<kBits>, rows};
+template <int kBits, int kXBits>
+inline constexpr DotKernels kQuantDot = {
+    kBits,
+    kQuantUnit,
+    kUnitFloats<kXBits>,
+    kQuantTileRows,
+    0,
+    pack_quant_x<kBits, kXBits>,
+    quant_rows_of<kBits, kXBits>,
+    nullptr,
 };
 
 // The largest magnitude; NaN counts as none.
@@ -51,8 +47,7 @@ inline void quantize_group(const float* w, int64_t count, int32_t bits, int8_t* 
 }
 
 inline constexpr QuantKernels kQuantKernels = {
-    kBlockColumns,           sizeof(QuantX),      kQuantRows,     QuantEntries<8>::kTable,
-    QuantEntries<4>::kTable, &kQuantOuterKernels, quantize_group,
+    kQuantDot<8, 16>, kQuantDot<4, 16>, kQuantDot<8, 8>, kQuantDot<4, 8>, quantize_group,
 };
 
 }  // namespace qformer::cpu::QF_ISA

@@ -30,19 +30,21 @@ void store_in_order(const int8_t* levels, int64_t k, int32_t bits, uint8_t* q) {
   }
 }
 
-// A row of levels, as quant_layout.h says.
-void store_units(const int8_t* levels, int64_t k, int32_t bits, uint8_t* q) {
-  const int64_t units = k / kQuantUnit;
-  for (int64_t unit = 0; unit < units; unit++, levels += kQuantUnit) {
-    const UnitPlace place = unit_place(unit, units, bits);
-    for (int64_t word = 0; word < unit_words(bits); word++) {
-      uint8_t* to = q + place.from + word * place.stride;
+// A row of levels and of scales, as quant_layout.h says.
+void store_in_block(const QfQuantize& a, int64_t row, const int8_t* levels, const uint16_t* scales) {
+  const QuantPlace place = quant_place(row, a.n);
+  uint8_t* q = a.q + place.block * (a.k * a.bits / 8) + 4 * place.row;
+  for (int64_t unit = 0; unit < a.k / kQuantUnit; unit++, levels += kQuantUnit) {
+    for (int64_t word = 0; word < unit_words(a.bits); word++, q += 4 * place.rows) {
       for (int64_t j = 0; j < 4; j++) {
-        to[j] = static_cast<uint8_t>(bits == 8 ? levels[4 * word + j] + 128
-                                               : (levels[8 * word + j] + 8) | (levels[8 * word + 4 + j] + 8) << 4);
+        q[j] = static_cast<uint8_t>(a.bits == 8 ? levels[4 * word + j] + 128
+                                                : (levels[8 * word + j] + 8) | (levels[8 * word + 4 + j] + 8) << 4);
       }
     }
   }
+  const int64_t groups = a.k / a.group;
+  uint16_t* to = a.scales + place.block * groups + place.row;
+  for (int64_t g = 0; g < groups; g++) to[g * place.rows] = scales[g];
 }
 
 void widen_group(const uint8_t* q, float scale, int64_t count, int32_t bits, float* w) {
@@ -101,17 +103,23 @@ QfStatus quantize(int32_t, const QfQuantize* args) {
   const int64_t groups = a.k / a.group;
   const auto size = static_cast<int64_t>(qf_dtype_size(a.w_dtype));
   const auto convert = kernels().elementwise.convert;
-  const auto store = a.group % kQuantUnit == 0 ? store_units : store_in_order;
+  const bool in_blocks = a.group % kQuantUnit == 0;
   parallel_for(a.n, grain_for(1.0 * static_cast<double>(a.k)), [&](int64_t begin, int64_t end) {
     auto* row = static_cast<float*>(thread_scratch(Scratch::kRow, static_cast<size_t>(a.k) * sizeof(float)));
     auto* levels = static_cast<int8_t*>(thread_scratch(Scratch::kDequantized, static_cast<size_t>(a.k)));
+    auto* scales =
+        static_cast<uint16_t*>(thread_scratch(Scratch::kExtra, static_cast<size_t>(groups) * sizeof(uint16_t)));
     for (int64_t i = begin; i < end; i++) {
       convert(static_cast<const char*>(a.w) + i * a.ldw * size, a.w_dtype, row, QF_F32, a.k);
       for (int64_t g = 0; g < groups; g++) {
-        kernels().quant.quantize_group(row + g * a.group, a.group, a.bits, levels + g * a.group,
-                                       a.scales + i * groups + g);
+        kernels().quant.quantize_group(row + g * a.group, a.group, a.bits, levels + g * a.group, scales + g);
       }
-      store(levels, a.k, a.bits, a.q + i * (a.k * a.bits / 8));
+      if (in_blocks) {
+        store_in_block(a, i, levels, scales);
+        continue;
+      }
+      store_in_order(levels, a.k, a.bits, a.q + i * (a.k * a.bits / 8));
+      std::copy(scales, scales + groups, a.scales + i * groups);
     }
   });
   return QF_OK;
@@ -135,7 +143,7 @@ QfStatus quant_linear(int32_t, const QfQuantLinear* args) {
                 .ldy = a.ldy,
                 .w_dtype = QF_F32,
                 .activation = a.activation,
-                .math = QF_MATH_F32,
+                .math = a.math,
                 .scales = a.scales,
                 .group = a.group,
                 .bits = a.bits});

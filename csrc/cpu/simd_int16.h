@@ -3,10 +3,8 @@
 //   load_bits(p), broadcast_bits(p): the 32 bits at p in every lane, zero_bits(); a + b of 32-bit lanes
 //   as_float(v), as_bits(v): the same bits; to_float(v): the same numbers
 //   mac_i16(sum, a, b): lane i of sum plus the products of the 16-bit pairs of lane i
-//   spread(v, index): lane i is lane index[i] of the Vf v
 //   store_i16(p, v): kLanes whole numbers of the Vf v as 16 bits, saturated
 //   word_part<bits>(v, i): from each 16-bit word of packed weights the i-th weight, as stored
-//   less(v, n): 16-bit numbers minus n
 // and where QF_BYTE_PRODUCTS is defined:
 //   byte_part<bits>(v, i): from each byte of packed weights the i-th weight, as stored
 //   mac_bytes(sum, a, b): lane i of sum plus the products of the four bytes of lane i, those of a unsigned, of b signed
@@ -41,7 +39,6 @@ inline Vi mac_i16(Vi sum, Vi a, Vi b) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
 #endif
 }
-inline Vf spread(Vf a, Vi index) { return {_mm512_permutexvar_ps(index.v, a.v)}; }
 inline void store_i16(int16_t* p, Vf a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a.v)));
 }
@@ -50,7 +47,6 @@ inline Vi word_part(Vi a, int i) {
   const __m512i shifted = i == 0 ? a.v : _mm512_srli_epi16(a.v, static_cast<unsigned>(kBits * i));
   return {i == 16 / kBits - 1 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi16((1 << kBits) - 1))};
 }
-inline Vi less(Vi a, int n) { return {_mm512_sub_epi16(a.v, _mm512_set1_epi16(static_cast<int16_t>(n)))}; }
 
 #if defined(__AVX512VNNI__)
 #define QF_BYTE_PRODUCTS
@@ -59,7 +55,11 @@ inline Vi byte_part(Vi a, int i) {
   if (kBits == 8) return a;
   return {_mm512_and_si512(i == 0 ? a.v : _mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
-inline Vi mac_bytes(Vi sum, Vi a, Vi b) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
+// Not by its intrinsic: for loops of many sums GCC 12 keeps two registers of each, copies between them and spills.
+inline __attribute__((always_inline)) Vi mac_bytes(Vi sum, Vi a, Vi b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "vm"(b.v));
+  return sum;
+}
 inline Vi times_256(Vi a) { return {_mm512_slli_epi32(a.v, 8)}; }
 inline void split_levels(const int16_t* p, int8_t* high, int8_t* low) {
 #pragma GCC unroll 2
@@ -89,7 +89,6 @@ inline Vf as_float(Vi a) { return {_mm256_castsi256_ps(a.v)}; }
 inline Vi as_bits(Vf a) { return {_mm256_castps_si256(a.v)}; }
 inline Vf to_float(Vi a) { return {_mm256_cvtepi32_ps(a.v)}; }
 inline Vi mac_i16(Vi sum, Vi a, Vi b) { return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))}; }
-inline Vf spread(Vf a, Vi index) { return {_mm256_permutevar8x32_ps(a.v, index.v)}; }
 inline void store_i16(int16_t* p, Vf a) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -100,7 +99,6 @@ inline Vi word_part(Vi a, int i) {
   const __m256i shifted = i == 0 ? a.v : _mm256_srli_epi16(a.v, kBits * i);
   return {i == 16 / kBits - 1 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16((1 << kBits) - 1))};
 }
-inline Vi less(Vi a, int n) { return {_mm256_sub_epi16(a.v, _mm256_set1_epi16(static_cast<int16_t>(n)))}; }
 
 #elif defined(QF_ISA_NEON)
 
@@ -123,22 +121,11 @@ inline Vi mac_i16(Vi sum, Vi a, Vi b) {
   const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
   return {vaddq_s32(sum.v, vpaddq_s32(low, vmull_high_s16(x, y)))};
 }
-inline Vf spread(Vf a, Vi index) {
-  float lanes[4], out[4];
-  int32_t at[4];
-  vst1q_f32(lanes, a.v);
-  vst1q_s32(at, index.v);
-  for (int i = 0; i < 4; i++) out[i] = lanes[at[i]];
-  return {vld1q_f32(out)};
-}
 inline void store_i16(int16_t* p, Vf a) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(a.v))); }
 template <int kBits>
 inline Vi word_part(Vi a, int i) {
   const uint16x8_t shifted = vshlq_u16(vreinterpretq_u16_s32(a.v), vdupq_n_s16(static_cast<int16_t>(-kBits * i)));
   return {vreinterpretq_s32_u16(vandq_u16(shifted, vdupq_n_u16((1 << kBits) - 1)))};
-}
-inline Vi less(Vi a, int n) {
-  return {vreinterpretq_s32_s16(vsubq_s16(vreinterpretq_s16_s32(a.v), vdupq_n_s16(static_cast<int16_t>(n))))};
 }
 
 #else
@@ -168,11 +155,6 @@ inline Vi mac_i16(Vi sum, Vi a, Vi b) {
   for (int i = 0; i < kLanes; i++) sum.v[i] += x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
   return sum;
 }
-inline Vf spread(Vf a, Vi index) {
-  Vf out;
-  for (int i = 0; i < kLanes; i++) out.v[i] = a.v[index.v[i]];
-  return out;
-}
 inline void store_i16(int16_t* p, Vf a) {
   for (int i = 0; i < kLanes; i++) {
     const int32_t whole = static_cast<int32_t>(nearbyintf(a.v[i]));
@@ -184,7 +166,6 @@ inline Vi word_part(Vi a, int i) {
   const WordLanes words = (WordLanes)a.v;
   return {(IntLanes)((words >> kBits * i) & (int16_t)((1 << kBits) - 1))};
 }
-inline Vi less(Vi a, int n) { return {(IntLanes)((WordLanes)a.v - (int16_t)n)}; }
 
 #endif
 

@@ -31,7 +31,7 @@ struct Quantized {
 Quantized quantize(const Tensor& w, int64_t bits, int64_t group);
 // linear with the weight as quantize gives it; bits and group follow from the shapes
 Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, const Tensor* bias, const Tensor* residual,
-                    const Tensor* norm_weight, double norm_eps, int32_t activation, int32_t y_dtype);
+                    const Tensor* norm_weight, double norm_eps, int32_t activation, int32_t math, int32_t y_dtype);
 // w + scaling * b · a, rounded once. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 → [out, in] of w's dtype
 Tensor lora_merge(const Tensor& w, const Tensor& a, const Tensor& b, double scaling);
 // y[r] += scaling[s] * b[s] · (a[s] · x[r]), s = adapters[r], none where negative; in place. y: [..., n], x: [..., k]

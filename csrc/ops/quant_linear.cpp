@@ -32,7 +32,7 @@ Quantized quantize(const Tensor& w, int64_t bits, int64_t group) {
 }
 
 Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, const Tensor* bias, const Tensor* residual,
-                    const Tensor* norm_weight, double norm_eps, int32_t activation, int32_t y_dtype) {
+                    const Tensor* norm_weight, double norm_eps, int32_t activation, int32_t math, int32_t y_dtype) {
   constexpr const char* kOp = "quantLinear";
   Device& device = common_device(kOp, x, {&q, &scales, bias, residual, norm_weight});
   check_activations(kOp, "x", x);
@@ -56,6 +56,8 @@ Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, cons
          static_cast<long long>(k));
   }
   check_modes(kOp, activation, QF_MATH_F32);
+  if (math != QF_MATH_F32 && math != QF_MATH_INT8)
+    fail(ErrorCode::kInvalidArgument, "%s: math must be f32 or int8", kOp);
   const Output out = check_output(kOp, x, n, bias, residual, y_dtype);
   check_norm(kOp, norm_weight, k);
   Tensor y = empty_tensor(device, out.shape, out.dtype);
@@ -79,6 +81,7 @@ Tensor quant_linear(const Tensor& x, const Tensor& q, const Tensor& scales, cons
   args.y_dtype = y.dtype;
   args.bits = is_int4 && k > 0 ? 4 : 8;
   args.activation = activation;
+  args.math = math;
   launch(device, kOp, device.backend->quant_linear, args, y, x, q, scales, bias != nullptr ? *bias : x,
          residual != nullptr ? *residual : x, norm_weight != nullptr ? *norm_weight : x);
   return y;

@@ -32,6 +32,7 @@ const deviceFlags = (command: Command): Command =>
     .option('--device <device>', 'cpu, cuda, cuda:N or auto', 'auto')
     .option('--dtype <dtype>', 'type of the weights in memory: auto, f32, f16 or bf16', 'auto')
     .option('--quantize <type>', 'store linear layers as int8 or int4')
+    .option('--quantize-activations', 'round what those layers are multiplied with to 8 bits')
     .option('--kv-cache-tokens <n>', 'tokens in the cache of keys and values', number)
     .option('--no-memory-check', 'load even where the memory looks too small')
     .option('--threads <n>', 'CPU threads', number);

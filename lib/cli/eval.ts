@@ -47,7 +47,7 @@ function evaluateAnswers(
   const { dir } = model.info;
   const { signal: _, ...options } = { ...generateOptions(flags, signal), lang: flags.lang };
   const digest = modelDigest(dir, openCheckpoint(dir, flags).tensors);
-  const made = { ...options, quantize: flags.quantize };
+  const made = { ...options, quantize: flags.quantize, quantizeActivations: flags.quantizeActivations };
   const results = ResultsFile.open(output, { format: 'qformer-eval', version: 1, model: digest, options: made });
   return evaluate(model, items, results, { ...options, signal }, events);
 }

@@ -11,6 +11,7 @@ export interface CommonFlags {
   device?: string;
   dtype?: string;
   quantize?: string;
+  quantizeActivations?: boolean;
   adapter?: string;
   threads?: number;
   maxNewTokens?: number;
@@ -41,8 +42,9 @@ export type InfoFlags = Pick<CommonFlags, 'languageModel' | 'dtype' | 'quantize'
 
 /** The flags that are load options; their values are checked by `loadModel`. */
 export function loadOptions(flags: Omit<CommonFlags, 'adapter'>): LoadOptions {
-  const { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } = flags;
-  return { languageModel, device, dtype, quantize, threads, kvCacheTokens, memoryCheck } as LoadOptions;
+  const { languageModel, device, dtype, quantize, quantizeActivations, threads, kvCacheTokens, memoryCheck } = flags;
+  const weights = { dtype, quantize, quantizeActivations };
+  return { languageModel, device, ...weights, threads, kvCacheTokens, memoryCheck } as LoadOptions;
 }
 
 /** The flags that are options of a request; their values are checked by the request. */

@@ -22,6 +22,8 @@ export interface EngineOptions {
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
   /** Linear layers of language model and vision tower as integers with a scale per group of columns. Default: not. */
   quantize?: 'int8' | 'int4';
+  /** On the CPU, round what those layers are multiplied with to 8 bits. Default: to 16. */
+  quantizeActivations?: boolean;
   /** Threads of the CPU backend. */
   threads?: number;
   /** Size of the KV pool in tokens. Default: context × batch, bounded by a quarter of the free memory. */

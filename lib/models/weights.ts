@@ -24,6 +24,8 @@ export interface WeightsOptions {
   dtype: 'auto' | 'f32' | 'f16' | 'bf16';
   /** Store linear layers in groups of integers with a scale: the language model's of 8 or 4 bits, the vision tower's and a head that is no table of 8. */
   quantize?: 'int8' | 'int4';
+  /** Round what quantised layers, but the head, are multiplied with to 8 bits, where the device gains by it. */
+  quantizeActivations?: boolean;
 }
 
 /** Bytes of stored weights, as they are materialised. */
@@ -60,6 +62,7 @@ const BYTES_BETWEEN_PAUSES = 32 * 2 ** 20;
 /** The parameters of one model and the files behind them. Owns both until `dispose`. */
 export class Weights implements ParameterSource {
   readonly math: 'f32' | 'bf16';
+  readonly quantMath: 'f32' | 'int8';
   readonly activations: Activations;
   readonly lora = new LoraContext();
   readonly #declarations = new Map<string, Declaration>();
@@ -76,6 +79,7 @@ export class Weights implements ParameterSource {
   ) {
     this.activations = chooseActivations(checkpoint, options);
     this.math = options.dtype === 'bf16' && this.activations === 'f32' ? 'bf16' : 'f32';
+    this.quantMath = options.quantizeActivations === true ? 'int8' : 'f32';
   }
 
   matrix(name: string, shape: readonly number[], { quantizable } = { quantizable: false }): Parameter {

@@ -22,11 +22,13 @@ export class Linear {
   readonly weight: Parameter;
   readonly bias: Parameter | undefined;
   readonly math: ops.Math;
+  readonly #quantMath: ops.QuantMath;
   readonly #lora: LoraTarget | undefined;
 
   constructor(source: ParameterSource, prefix: string, inFeatures: number, outFeatures: number, bias = true) {
     this.weight = source.matrix(`${prefix}.weight`, [outFeatures, inFeatures], { quantizable: true });
     this.math = source.math;
+    this.#quantMath = source.quantMath ?? 'f32';
     this.#lora = source.lora?.target(prefix, inFeatures, outFeatures);
     this.bias = bias ? source.vector(`${prefix}.bias`, [outFeatures]) : undefined;
   }
@@ -56,7 +58,7 @@ export class Linear {
   #product(x: Tensor, epilogue: LinearEpilogue): Tensor {
     const options = { ...epilogue, bias: this.bias?.tensor };
     const { quantized } = this.weight;
-    if (quantized !== undefined) return ops.quantLinear(x, quantized, options);
+    if (quantized !== undefined) return ops.quantLinear(x, quantized, { ...options, math: this.#quantMath });
     return ops.linear(x, this.weight.tensor, { ...options, math: this.math });
   }
 }

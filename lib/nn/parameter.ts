@@ -54,6 +54,8 @@ export type Activations = 'f32' | 'f16' | 'bf16';
 export interface ParameterSource {
   /** How linear layers and attention form products: bf16 where the caller asked for that arithmetic, f32 otherwise. */
   readonly math: ops.Math;
+  /** The same of linear layers with quantised weights. Default f32. */
+  readonly quantMath?: ops.QuantMath;
   /** The dtype of what modules pass each other. Where it is 16 bits wide, every matrix has it too. */
   readonly activations: Activations;
   /** Where linear layers get adapters from, in a model that can have them. */

@@ -123,6 +123,7 @@ export interface Native {
       normWeight: Handle,
       normEps: number,
       activation: number,
+      math: number,
       yDtype: number,
     ]
   ): Handle;

@@ -3,7 +3,8 @@
 
 import { native } from './binding.js';
 import { dtypeCode, type Dtype } from './dtype.js';
-import { activations, codeOf, maths, normOf, optional, type Activation, type Math, type Norm } from './op-arguments.js';
+import { activations, codeOf, maths, normOf, optional, quantMaths } from './op-arguments.js';
+import type { Activation, Math, Norm, QuantMath } from './op-arguments.js';
 import { Tensor, handleOf } from './tensor.js';
 
 /** What a linear op does around its product. */
@@ -83,7 +84,7 @@ export function qkvAppend(
 export interface QuantizedWeight {
   /** [n, k · bits / 8] u8, in an order of the device's own: for `quantLinear` on the same device, not to be read */
   q: Tensor;
-  /** [n, k / group] bf16 */
+  /** [n, k / group] bf16, likewise */
   scales: Tensor;
 }
 
@@ -96,8 +97,17 @@ export function quantize(w: Tensor, options: { bits: 4 | 8; group?: number }): Q
   return { q: new Tensor(q), scales: new Tensor(scales) };
 }
 
-/** `linear` with a quantised weight; bits and group size follow from its shapes. x: [..., k] → [..., n] */
-export function quantLinear(x: Tensor, w: QuantizedWeight, options: Omit<LinearOptions, 'math'> = {}): Tensor {
+/** What `quantLinear` does around its product, and how it rounds x. */
+export interface QuantLinearOptions extends Omit<LinearOptions, 'math'> {
+  math?: QuantMath;
+}
+
+/**
+ * `linear` with a quantised weight; bits and group size follow from its shapes. On the CPU, where groups are multiples of 64
+ * columns, x is rounded with a scale per 64 columns: to 16 bits, or to 8 with `math: 'int8'`. x: [..., k] → [..., n]
+ */
+export function quantLinear(x: Tensor, w: QuantizedWeight, options: QuantLinearOptions = {}): Tensor {
+  const math = codeOf('quantLinear: math', quantMaths, options.math ?? 'f32');
   const activation = codeOf('quantLinear: activation', activations, options.activation ?? 'none');
   const bias = optional('quantLinear: bias', options.bias);
   const residual = optional('quantLinear: residual', options.residual);
@@ -105,7 +115,7 @@ export function quantLinear(x: Tensor, w: QuantizedWeight, options: Omit<LinearO
   const [q, scales] = [handleOf('quantLinear: q', w.q), handleOf('quantLinear: scales', w.scales)];
   const dtype = resultDtype(options.dtype);
   const xh = handleOf('quantLinear: x', x);
-  return new Tensor(native.quantLinear(xh, q, scales, bias, residual, norm, eps, activation, dtype));
+  return new Tensor(native.quantLinear(xh, q, scales, bias, residual, norm, eps, activation, math, dtype));
 }
 
 /** w + scaling · b·a, rounded once to w's dtype. w: [out, in], a: [rank, in] f32, b: [out, rank] f32 */

@@ -7,19 +7,23 @@ import { handleOf, type Tensor } from './tensor.js';
 export type Activation = 'none' | 'gelu' | 'gelu_tanh' | 'relu' | 'silu';
 /** f32: products in f32; bf16: x rounded to bf16 first where the weight is bf16. Sums are f32 in both. */
 export type Math = 'f32' | 'bf16';
+/** What quantised weights are multiplied with: x to 2e-5 of its size, or, with int8, rounded to 8 bits where that is faster. */
+export type QuantMath = 'f32' | 'int8';
 /** Which keys a query row sees: see QfMask in csrc/backend/backend.h; itc and itg are the Q-Former's (BLIP-2, section 3.1). */
 export type Mask = 'full' | 'causal' | 'itc' | 'itg';
 
 export const activations: readonly Activation[] = ['none', 'gelu', 'gelu_tanh', 'relu', 'silu'];
 export const maths: readonly Math[] = ['f32', 'bf16'];
+/** In the order of QfMath, where bf16 is no product of quantised weights. */
+export const quantMaths: readonly (QuantMath | undefined)[] = ['f32', undefined, 'int8'];
 export const masks: readonly Mask[] = ['full', 'causal', 'itc', 'itg'];
 
 /** The number of `value` among `values`; INVALID_ARGUMENT for another one. */
-export function codeOf<T extends string>(where: string, values: readonly T[], value: T): number {
+export function codeOf<T extends string>(where: string, values: readonly (T | undefined)[], value: T): number {
   const code = values.indexOf(value);
-  if (code < 0)
-    throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${values.join(', ')}, got '${String(value)}'`);
-  return code;
+  if (code >= 0) return code;
+  const allowed = values.filter((known) => known !== undefined).join(', ');
+  throw new QFormerError('INVALID_ARGUMENT', `${where} must be one of ${allowed}, got '${String(value)}'`);
 }
 
 /** The handle of an optional tensor, 0 for none. */

@@ -7,7 +7,7 @@ import { dtypeCode, type Dtype } from './dtype.js';
 import { activations, codeOf, masks, maths, optional, type Activation, type Mask, type Math } from './op-arguments.js';
 import { Tensor, handleOf } from './tensor.js';
 
-export type { Activation, Mask, Math, Norm } from './op-arguments.js';
+export type { Activation, Mask, Math, Norm, QuantMath } from './op-arguments.js';
 export * from './linear-ops.js';
 
 /** (x − mean) / √(var + eps) · weight + bias over the last axis. x: [..., c], weight and bias: [c] */

@@ -108,7 +108,8 @@ inline void check_product(const QuantProduct& c, bool with_double) {
                                c.dtype,
                                c.y_dtype,
                                bits,
-                               c.activation};
+                               c.activation,
+                               QF_MATH_F32};
   CHECK_EQ(backend().linear(0, &linear), QF_OK);
   if (backend().quant_linear(0, &quant) != QF_OK) fail(__FILE__, __LINE__, backend().last_error());
   if (y.bytes() != y_linear.bytes()) fail(__FILE__, __LINE__, name_of(c) + " differs from linear");

@@ -43,13 +43,14 @@ export interface LoadOptions extends Partial<EngineLimits> {
   device?: string;
   dtype?: 'auto' | 'f32' | 'f16' | 'bf16';
   quantize?: 'int8' | 'int4';
+  quantizeActivations?: boolean;
 }
 
 export async function loadEngine(name: string, options: LoadOptions = {}): Promise<LoadedEngine> {
   const checkpoint = openCheckpoint(options.dir ?? fixturePath(name), { languageModel: options.languageModel });
   const device = options.device ?? 'cpu';
-  const { dtype = 'auto', quantize } = options;
-  const weights = new Weights(checkpoint, { device, dtype, ...(quantize && { quantize }) });
+  const { dtype = 'auto', quantize, quantizeActivations = false } = options;
+  const weights = new Weights(checkpoint, { device, dtype, ...(quantize && { quantize }), quantizeActivations });
   const model = createModel(checkpoint, weights);
   await weights.load();
   const kvPool = new KvPool(model.languageModel, {

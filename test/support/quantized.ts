@@ -2,8 +2,8 @@
 
 import { type ops, Tensor } from '../../lib/tensor/index.js';
 
-/** Columns of x that share a scale on the CPU. */
-const UNIT = 64;
+/** Columns of x that share a scale on the CPU, and rows of a weight that lie side by side there. */
+const [UNIT, BLOCK] = [64, 16];
 
 /** Bits of a code and columns of a group, of a weight with `k` columns. */
 export function formOf({ q, scales }: ops.QuantizedWeight, k: number): { bits: number; group: number } {
@@ -14,12 +14,19 @@ export function formOf({ q, scales }: ops.QuantizedWeight, k: number): { bits: n
 export function widened(weight: ops.QuantizedWeight, k: number): Float32Array {
   const { bits, group } = formOf(weight, k);
   const [codes, scales] = [weight.q.toArray() as Uint8Array, weight.scales.toFloat32()];
-  const levelOf = weight.q.device === 'cpu' && isRounded(weight, k) ? levelInUnits : levelInOrder;
-  const rowBytes = (k * bits) / 8;
-  return Float32Array.from({ length: (codes.length * 8) / bits }, (_, i) => {
-    const row = Math.floor(i / k);
-    const level = levelOf(codes.subarray(row * rowBytes, (row + 1) * rowBytes), i % k, bits);
-    return level * scales[row * (k / group) + Math.floor((i % k) / group)]!;
+  const [n, groups] = weight.scales.shape as [number, number];
+  const inBlocks = weight.q.device === 'cpu' && isRounded(weight, k);
+  return Float32Array.from({ length: n * k }, (_, at) => {
+    const [row, i] = [Math.floor(at / k), at % k];
+    const g = Math.floor(i / group);
+    if (!inBlocks) return levelInOrder(codes, at, bits) * scales[row * groups + g]!;
+    // The CPU has blocks of rows, the last one shorter: words of each of its rows in turn, and scales likewise
+    const first = row - (row % BLOCK);
+    const rows = Math.min(BLOCK, n - first);
+    const word = Math.floor(i / (32 / bits));
+    const byte = codes[(first * k * bits) / 8 + 4 * (word * rows + row - first) + (i % 4)]!;
+    const level = bits === 8 ? byte - 128 : (i % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+    return level * scales[first * groups + g * rows + row - first]!;
   });
 }
 
@@ -31,20 +38,9 @@ export function scaleOf(largest: number, bits: 4 | 8): number {
   return Math.ceil(quotient / unit) * unit;
 }
 
-/** Column `i` of a row of codes in the order of columns, signed bytes or halves of a byte plus 8. */
-function levelInOrder(row: Uint8Array, i: number, bits: number): number {
-  return bits === 8 ? (row[i]! << 24) >> 24 : ((row[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
-}
-
-/** Column `i` of a row as the CPU stores it: 16 units side by side, a word of each in turn, plus half of the range. */
-function levelInUnits(row: Uint8Array, i: number, bits: number): number {
-  const unit = Math.floor(i / UNIT);
-  const chunk = unit - (unit % 16);
-  const width = Math.min(16, (row.length * 8) / bits / UNIT - chunk);
-  const word = Math.floor((i % UNIT) / (32 / bits));
-  const byte = row[chunk * 8 * bits + 4 * (word * width + unit - chunk) + (i % 4)]!;
-  if (bits === 8) return byte - 128;
-  return (i % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+/** Level `i` of codes in the order of columns, signed bytes or halves of a byte plus 8. */
+function levelInOrder(codes: Uint8Array, i: number, bits: number): number {
+  return bits === 8 ? (codes[i]! << 24) >> 24 : ((codes[i >> 1]! >> (i % 2 ? 4 : 0)) & 15) - 8;
 }
 
 /** Whether the CPU rounds what it multiplies with this weight (`inUnits`). */
@@ -52,13 +48,14 @@ export function isRounded(weight: ops.QuantizedWeight, k: number): boolean {
   return formOf(weight, k).group % UNIT === 0;
 }
 
-/** x: [..., k] f32 on the CPU → each unit of columns as multiples of its largest magnitude / 32639 */
-export function inUnits(x: Tensor): Tensor {
+/** x: [..., k] f32 on the CPU → each unit of columns as multiples of its largest magnitude / 32639, or / 127 in 8 bits */
+export function inUnits(x: Tensor, math: ops.QuantMath = 'f32'): Tensor {
+  const levels = math === 'int8' ? 127 : 32639;
   const values = x.toFloat32();
   for (let at = 0; at < values.length; at += UNIT) {
     const unit = values.subarray(at, at + UNIT);
     const largest = unit.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-    const [scale, perLevel] = [Math.fround(largest / 32639), Math.fround(32639 / largest)];
+    const [scale, perLevel] = [Math.fround(largest / levels), Math.fround(levels / largest)];
     if (largest > 0) unit.forEach((value, i) => (unit[i] = scale * roundEven(Math.fround(value * perLevel))));
   }
   return Tensor.fromArray(values, x.shape);

@@ -1,4 +1,4 @@
-// The tile kernels for x86-64 with AMX (AMX-TILE, AMX-BF16, AMX-INT8). The other kernels of this level are those of
+// The tile kernels for x86-64 with AMX (AMX-TILE, AMX-BF16). The other kernels of this level are those of
 // avx512bf16.
 #if defined(__x86_64__)
 
@@ -6,15 +6,12 @@
 #define QF_ISA_AVX512 1
 #include "../attention_amx.h"
 #include "../linear_amx.h"
-#include "../quant_amx.h"
 
 namespace qformer::cpu {
 extern const TileKernels tile_kernels_amx;
 int64_t tile_attention_amx(const AttentionJob& job, float* workspace);
-extern const QuantOuterKernels quant_kernels_amx;
 const TileKernels tile_kernels_amx = amx::kTileKernels;
 int64_t tile_attention_amx(const AttentionJob& job, float* workspace) { return amx::tile_attention(job, workspace); }
-const QuantOuterKernels quant_kernels_amx = amx::kQuantAmxKernels;
 }  // namespace qformer::cpu
 
 #endif

@@ -10,14 +10,12 @@
 namespace qformer::cpu {
 
 extern const TileKernels tile_kernels_amx;
-extern const QuantOuterKernels quant_kernels_amx;
 int64_t tile_attention_amx(const AttentionJob& job, float* workspace);
 extern const CpuKernels kernels_avx512bf16, kernels_amx;
 
 static constexpr CpuKernels with_tiles(CpuKernels table) {
   table.level = "amx";
   table.linear.bf16_tiles = &tile_kernels_amx;
-  table.quant.outer = &quant_kernels_amx;
   table.attention.run_tiles = &tile_attention_amx;
   return table;
 }

@@ -165,8 +165,9 @@ type DeviceFields =
   'dir' | 'modelType' | 'device' | 'deviceName' | 'level' | 'threads' | 'dtype' | 'quantize' | 'weightBytes';
 
 /** How the options want the weights. */
-export function weightsOptions({ dtype = 'auto', quantize }: EngineOptions, { name }: DeviceInfo): WeightsOptions {
-  return { device: name, dtype, ...(quantize && { quantize }) };
+export function weightsOptions(options: EngineOptions, { name }: DeviceInfo): WeightsOptions {
+  const { dtype = 'auto', quantize, quantizeActivations = false } = options;
+  return { device: name, dtype, ...(quantize && { quantize }), quantizeActivations };
 }
 
 /** What EngineInfo says of the folder and of where it runs. */
@@ -241,6 +242,10 @@ export function checkLimits(options: EngineOptions): Limits {
   };
   oneOf('dtype', ['auto', 'f32', 'f16', 'bf16']);
   oneOf('quantize', ['int8', 'int4']);
+  if (options.quantizeActivations === true && options.quantize === undefined) {
+    const message = 'quantizeActivations needs quantize: only layers of quantised weights take 8 bits';
+    throw new QFormerError('INVALID_ARGUMENT', message, { option: 'quantizeActivations' });
+  }
   oneOf('kvCacheDtype', ['f32', 'f16', 'bf16']);
   if (options.threads !== undefined) count('threads', 1, 1);
   return {
