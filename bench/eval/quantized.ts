@@ -17,6 +17,8 @@ const variants: Record<string, LoadOptions> = {
   bf16: { dtype: 'bf16' },
   int8: { quantize: 'int8' },
   int4: { quantize: 'int4' },
+  'int8, 8-bit activations': { quantize: 'int8', quantizeActivations: true },
+  'int4, 8-bit activations': { quantize: 'int4', quantizeActivations: true },
 };
 
 const { loadModel } = await importPackage();

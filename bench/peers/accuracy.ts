@@ -18,6 +18,8 @@ export async function accuracyFacts(smoke: boolean): Promise<Fact[]> {
     ['bf16 weights and products', { dtype: 'bf16' }],
     ['int8 weights', { quantize: 'int8', dtype: 'bf16' }],
     ['int4 weights', { quantize: 'int4', dtype: 'bf16' }],
+    ['int8 weights and activations', { quantize: 'int8', quantizeActivations: true, dtype: 'bf16' }],
+    ['int4 weights, int8 activations', { quantize: 'int4', quantizeActivations: true, dtype: 'bf16' }],
   ];
   const exact = await answersWith({ dtype: 'f32' });
   for (const [name, options] of variants) {
@@ -59,6 +61,8 @@ function productErrors(): Fact[] {
       [`bf16 weights, bf16 products (${level})`, () => ops.linear(x, narrow, { math: 'bf16' })],
       ['int8 weights', () => ops.quantLinear(x, ops.quantize(w, { bits: 8 }))],
       ['int4 weights', () => ops.quantLinear(x, ops.quantize(w, { bits: 4 }))],
+      ['int8 weights and activations', () => ops.quantLinear(x, ops.quantize(w, { bits: 8 }), { math: 'int8' })],
+      ['int4 weights, int8 activations', () => ops.quantLinear(x, ops.quantize(w, { bits: 4 }), { math: 'int8' })],
     ] as const
   ).map(([name, run]): Fact => {
     const value = 100 * relativeError(valuesOf(run), exact);

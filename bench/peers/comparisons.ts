@@ -33,11 +33,17 @@ function llamaComparisons(): Comparison[] {
     ['int4', 'Q4_0', 1.2],
   ] as const;
   const decode = pairs.map(([weights, gguf, atLeast]) => decodeComparison(weights, gguf, atLeast));
-  return [...decode, ...pairs.map(([weights, gguf]) => prefillComparison(weights, gguf))];
+  const prefill = [...pairs, ['w8a8', 'Q8_0'] as const, ['w4a8', 'Q4_0'] as const];
+  return [...decode, ...prefill.map(([weights, gguf]) => prefillComparison(weights, gguf))];
 }
 
 /** Multiply-adds of one token, and the bytes that it reads at least: everything but the embedding table. */
 const LLAMA_WEIGHTS = ggufBytes(LLAMA_1B, 'BF16') / 2 - LLAMA_1B.vocab_size * LLAMA_1B.hidden_size;
+/** How rows call weights that have no name of one word. */
+const TITLES: Partial<Record<Weights, string>> = {
+  w8a8: 'int8 weights and activations',
+  w4a8: 'int4 weights, int8 activations',
+};
 /** Bits of a weight of ours, the scales of its group included. */
 const BITS: Partial<Record<Weights, number>> = { bf16: 16, int8: 8.25, int4: 4.25 };
 
@@ -69,9 +75,12 @@ function decodeComparison(
   };
 }
 
-function prefillComparison(weights: 'bf16' | 'int8' | 'int4', gguf: 'BF16' | 'Q8_0' | 'Q4_0'): Comparison {
+function prefillComparison(
+  weights: 'bf16' | 'int8' | 'int4' | 'w8a8' | 'w4a8',
+  gguf: 'BF16' | 'Q8_0' | 'Q4_0',
+): Comparison {
   const task = { kind: 'prefill', tokens: PREFILLED } as const;
-  // the bar is the best peer of any type: bf16, our fastest, meets all of them, the others their like
+  // the bar is the best peer of any type: bf16 meets all of them, the others their like, whose activations have 8 bits too
   const all = weights === 'bf16' ? (['BF16', 'Q8_0', 'Q4_0'] as const) : [gguf];
   const files = all.map((type) => `llama-1b-${type}.gguf` as const);
   const llama = all.map((type, i): Rival => {
@@ -84,7 +93,7 @@ function prefillComparison(weights: 'bf16' | 'int8' | 'int4', gguf: 'BF16' | 'Q8
   };
   return {
     group: 'LLaMA 1.1B',
-    name: `prefill of ${PREFILLED} tokens, ${weights}`,
+    name: `prefill of ${PREFILLED} tokens, ${TITLES[weights] ?? weights}`,
     unit: 'tokens/s',
     amount: PREFILLED,
     // quantised weights are multiplied in whatever type a kernel likes, so no one peak is theirs
@@ -150,10 +159,11 @@ function visionComparisons(): Comparison[] {
   return [1, 4].flatMap((batch) => [
     visionComparison(batch, 'bf16', [bar('torch', 'bf16', 1.3), bar('onnxruntime-node', 'f32', 2)]),
     visionComparison(batch, 'f32', [bar('onnxruntime-node', 'f32', 1.1)]),
+    visionComparison(batch, 'w8a8', []),
   ]);
 }
 
-function visionComparison(batch: number, weights: 'f32' | 'bf16', bars: Bar[]): Comparison {
+function visionComparison(batch: number, weights: 'f32' | 'bf16' | 'w8a8', bars: Bar[]): Comparison {
   const task = { kind: 'vision', weights, batch } as const;
   const torch: Rival = { peer: 'torch', weights: 'bf16', task: { ...task, weights: 'bf16', model: '' } };
   const onnx: Rival = {
@@ -166,13 +176,13 @@ function visionComparison(batch: number, weights: 'f32' | 'bf16', bars: Bar[]): 
   const perLayer = 2 * tokens * (4 * d * d + 2 * d * mlp) + 4 * tokens * tokens * d;
   return {
     group: 'ViT-g, 224 px',
-    name: `batch ${batch}, ${weights}`,
+    name: `batch ${batch}, ${TITLES[weights] ?? weights}`,
     unit: 'ms',
     amount: 1,
     flops: batch * (layers * perLayer + 2 * (tokens - 1) * 3 * patch * patch * d),
-    compute: weights,
+    ...(weights !== 'w8a8' && { compute: weights }),
     ours: { ...task, model: modelPath('vit-g') },
-    rivals: weights === 'bf16' ? [torch, onnx] : [onnx],
+    rivals: weights === 'f32' ? [onnx] : [torch, onnx],
     bars,
     files: ['vit-g', 'vit-g-onnx'],
   };

@@ -3,6 +3,7 @@
 
 import { readFileSync } from 'node:fs';
 import { loadImage } from '../../lib/io/image.js';
+import type { LoadOptions } from '../../lib/index.js';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import { createModel } from '../../lib/models/registry.js';
 import { Weights as ModelWeights } from '../../lib/models/weights.js';
@@ -38,11 +39,9 @@ async function prepare(job: Job): Promise<Prepared> {
 async function prepareLanguageModel(job: Job & { kind: 'decode' | 'prefill' }): Promise<Prepared> {
   const { loadModel } = await importPackage();
   const { weights, threads } = job;
-  const quantize = weights === 'int8' || weights === 'int4' ? { quantize: weights } : {};
-  const dtype = weights === 'f32' ? 'f32' : 'bf16';
   // equal prompts must not be answered from memory
   const options = { device: 'cpu', threads, prefixCache: false, maxBatchSize: 1, kvCacheTokens: CONTEXT } as const;
-  const model = await loadModel(job.model, { ...options, ...quantize, dtype });
+  const model = await loadModel(job.model, { ...options, ...typesOf(weights) });
   let salt = 0;
   const generate = (prompt: number, maxNewTokens: number) =>
     model.generate(promptIds(prompt, salt++), { maxNewTokens, ignoreEos: true });
@@ -53,6 +52,16 @@ async function prepareLanguageModel(job: Job & { kind: 'decode' | 'prefill' }): 
     run: job.kind === 'decode' ? () => decode(job.prompt, job.tokens) : timedAsync(async () => generate(job.tokens, 1)),
     release: () => model.dispose(),
   };
+}
+
+/** What `weights` says as options of a load. What is not quantised, and attention, is bf16 beside quantised weights. */
+function typesOf(weights: Weights): Pick<LoadOptions, 'dtype' | 'quantize' | 'quantizeActivations'> {
+  if (weights === 'f32') return { dtype: 'f32' };
+  if (weights === 'int8' || weights === 'int4') return { dtype: 'bf16', quantize: weights };
+  const quantizeActivations = true;
+  if (weights === 'w8a8') return { dtype: 'bf16', quantize: 'int8', quantizeActivations };
+  if (weights === 'w4a8') return { dtype: 'bf16', quantize: 'int4', quantizeActivations };
+  return { dtype: 'bf16' };
 }
 
 async function prepareLinear({ weights, m, n, k, copies, threads }: Job & { kind: 'linear' }): Promise<Prepared> {
@@ -90,7 +99,7 @@ function weightMaker(
 async function prepareVision(job: Job & { kind: 'vision' | 'qformer' }): Promise<Prepared> {
   setThreads(job.threads);
   const checkpoint = openCheckpoint(job.model);
-  const weights = new ModelWeights(checkpoint, { device: 'cpu', dtype: job.weights as 'f32' | 'bf16' });
+  const weights = new ModelWeights(checkpoint, { device: 'cpu', dtype: 'bf16', ...typesOf(job.weights) });
   const model = createModel(checkpoint, weights);
   await weights.load();
   const { imageSize, hiddenSize } = checkpoint.config.vision!;

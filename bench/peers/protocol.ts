@@ -6,7 +6,7 @@ export type Peer = 'node-llama-cpp' | 'onnxruntime-node' | 'torch' | 'Pillow' | 
 export type Contestant = 'ours' | Peer;
 
 /** Kinds of weights: names of ours, and of llama.cpp's files. */
-export type Weights = 'f32' | 'bf16' | 'int8' | 'int4' | 'BF16' | 'Q8_0' | 'Q4_0';
+export type Weights = 'f32' | 'bf16' | 'int8' | 'int4' | 'w8a8' | 'w4a8' | 'BF16' | 'Q8_0' | 'Q4_0';
 
 /** Work that a contestant can be asked to do; `model` is a file or folder. */
 export type Job = { threads: number } & (

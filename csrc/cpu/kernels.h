@@ -46,6 +46,7 @@ struct RowsJob {
 // tiles of at most tile_rows, as even as possible, the taller ones first.
 struct PanelJob {
   const float* x;
+  int64_t ldx;    // of rows as they are, not packed, where kernels take them so (DotKernels::takes_rows); else 0
   const void* w;  // `columns` rows, ldw elements apart
   int64_t ldw, columns;
   float* packed_w;      // working memory: panel_floats
@@ -64,6 +65,7 @@ struct DotKernels {
   int32_t step, step_floats;  // of k: a packed row takes step_floats for each step, also for the last one
   int32_t max_rows;           // of `rows`
   int32_t block;              // elements of k per block of `multiply`
+  bool takes_rows;            // `multiply` reads whole steps of k from rows of x that are not packed
 
   // Packs `count` elements of k of some rows of x, rounded to what is multiplied.
   void (*pack_x)(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out);

@@ -33,6 +33,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 struct DotF32 {
   using W = float;
   static constexpr int kStep = kLanes, kGroup = 4;
+  static constexpr bool kTakesRows = true;  // x is multiplied as it is
   static Vf take_x(const float* p) { return load(p); }
   static Vf take_x(const float* p, int64_t n) { return load_partial(p, n); }
   static Vf load_w(const W* p) { return load(p); }
@@ -58,6 +59,7 @@ struct DotBf16 : DotF32 {
 struct DotBf16Products {
   using W = uint16_t;
   static constexpr int kStep = 2 * kLanes, kGroup = 8;
+  static constexpr bool kTakesRows = false;
   static Vf take_x(const float* p) { return pairs(load(p), load(p + kLanes)); }
   static Vf take_x(const float* p, int64_t n) {
     return pairs(load_partial(p, smaller(n, kLanes)), n > kLanes ? load_partial(p + kLanes, n - kLanes) : zero());
@@ -77,6 +79,7 @@ struct DotBf16Products {
 };
 #else
 struct DotBf16Products : DotBf16 {
+  static constexpr bool kTakesRows = false;
   static Vf take_x(const float* p) { return take_x(p, kLanes); }
   static Vf take_x(const float* p, int64_t n) {
     uint16_t rounded[kLanes];

@@ -40,8 +40,9 @@ inline void lora_row_any(const void* w, const float* a, const float* b, void* y,
 
 template <class Dot>
 inline constexpr DotKernels kDotKernels = {
-    8 * sizeof(typename Dot::W), Dot::kStep,       kLanes,           kDotRows,
-    kBlockGroups* Dot::kGroup,   pack_x_tile<Dot>, dot_rows_of<Dot>, multiply_panel<Dot>,
+    8 * sizeof(typename Dot::W), Dot::kStep,      kLanes,           kDotRows,
+    kBlockGroups* Dot::kGroup,   Dot::kTakesRows, pack_x_tile<Dot>, dot_rows_of<Dot>,
+    multiply_panel<Dot>,
 };
 
 inline constexpr LinearKernels kLinearKernels = {

@@ -94,9 +94,9 @@ inline __attribute__((always_inline)) void dot_step(Vf (&sum)[M][N], LoadX load_
 
 // The sums of M rows over a block, added to those of the blocks before unless it is the first. before(s) prepares w
 // for groups [s, s + kColumns).
-template <class Dot, int M, class Before>
-inline __attribute__((always_inline)) void multiply_tile(const float* x, const float* w, int64_t groups, bool first,
-                                                         float* sums, int64_t ld_sums, Before before) {
+template <class Dot, int M, bool kRows, class Before>
+inline __attribute__((always_inline)) void multiply_tile(const float* x, int64_t ldx, const float* w, int64_t groups,
+                                                         bool first, float* sums, int64_t ld_sums, Before before) {
   Vf sum[M][kMostVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
@@ -105,12 +105,19 @@ inline __attribute__((always_inline)) void multiply_tile(const float* x, const f
   }
   for (int64_t s = 0; s < groups; s += kColumns) {
     before(s);
+    if constexpr (kRows) {
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) __builtin_prefetch(x + (M + m) * ldx, 0, 3);
+    }
     for (int g = 0; g < kColumns; g++) {
+      if constexpr (!kRows) {
 #pragma GCC unroll 2
-      for (int at = 0; at < 4 * M; at += 16) __builtin_prefetch(x + kAheadGroups * 4 * M + at, 0, 3);
+        for (int at = 0; at < 4 * M; at += 16) __builtin_prefetch(x + kAheadGroups * 4 * M + at, 0, 3);
+      }
       dot_step<Dot, M, kMostVectors>(
-          sum, [&](int m) { return repeat_4(x + 4 * m); }, [&](int v) { return load(w + v * kLanes); });
-      x += 4 * M;
+          sum, [&](int m) { return repeat_4(x + (kRows ? m * ldx : 4 * m)); },
+          [&](int v) { return load(w + v * kLanes); });
+      x += kRows ? 4 : 4 * M;
       w += kMostVectors * kLanes;
     }
   }
@@ -127,21 +134,23 @@ struct SpreadFetcher {
   int64_t lines;
 };
 
-template <class Dot, int M>
-void panel_tile(const float* x, const float* w, int64_t groups, bool first, float* sums, int64_t ld_sums,
+template <class Dot, int M, bool kRows>
+void panel_tile(const float* x, int64_t ldx, const float* w, int64_t groups, bool first, float* sums, int64_t ld_sums,
                 SpreadFetcher& fetcher) {
   Fetcher all = fetcher.all;
   const int64_t lines = fetcher.lines;
-  multiply_tile<Dot, M>(x, w, groups, first, sums, ld_sums, [&](int64_t) { all.fetch(lines); });
+  multiply_tile<Dot, M, kRows>(x, ldx, w, groups, first, sums, ld_sums, [&](int64_t) { all.fetch(lines); });
   fetcher.all = all;
 }
 
 // The same of the first tile, which packs w on its way: shuffles and stores take other units than multiply-adds.
-template <class Dot, int M>
-void packing_tile(const float* x, const PanelSource<typename Dot::W>& from, bool first, float* sums, int64_t ld_sums) {
+template <class Dot, int M, bool kRows>
+void packing_tile(const float* x, int64_t ldx, const PanelSource<typename Dot::W>& from, bool first, float* sums,
+                  int64_t ld_sums) {
   const int64_t whole = from.columns == kPanelColumns ? from.count / Dot::kStep * Dot::kStep : 0;
-  multiply_tile<Dot, M>(
-      x, from.out, groups_of<Dot>(from.count), first, sums, ld_sums, [&](int64_t s) __attribute__((always_inline)) {
+  multiply_tile<Dot, M, kRows>(
+      x, ldx, from.out, groups_of<Dot>(from.count), first, sums,
+      ld_sums, [&](int64_t s) __attribute__((always_inline)) {
         const int64_t i = s * Dot::kGroup;
         float* out = from.out + s * kMostVectors * kLanes;
         if (i < whole) {
@@ -152,17 +161,17 @@ void packing_tile(const float* x, const PanelSource<typename Dot::W>& from, bool
       });
 }
 
-using PanelTile = void (*)(const float* x, const float* w, int64_t groups, bool first, float* sums, int64_t ld_sums,
-                           SpreadFetcher& fetcher);
+using PanelTile = void (*)(const float* x, int64_t ldx, const float* w, int64_t groups, bool first, float* sums,
+                           int64_t ld_sums, SpreadFetcher& fetcher);
 
-template <class Dot>
-void multiply_panel(const PanelJob& job) {
+template <class Dot, bool kRows>
+void multiply_tiles(const PanelJob& job) {
   using W = typename Dot::W;
   static_assert(kPanelRows <= 6);
   constexpr auto fitting = [](int rows) { return rows < kPanelRows ? rows : kPanelRows; };
-  static constexpr PanelTile kTiles[] = {panel_tile<Dot, 1>,          panel_tile<Dot, 2>,
-                                         panel_tile<Dot, 3>,          panel_tile<Dot, fitting(4)>,
-                                         panel_tile<Dot, fitting(5)>, panel_tile<Dot, fitting(6)>};
+  static constexpr PanelTile kTiles[] = {panel_tile<Dot, 1, kRows>,          panel_tile<Dot, 2, kRows>,
+                                         panel_tile<Dot, 3, kRows>,          panel_tile<Dot, fitting(4), kRows>,
+                                         panel_tile<Dot, fitting(5), kRows>, panel_tile<Dot, fitting(6), kRows>};
   const int64_t tiles = (job.rows + kPanelRows - 1) / kPanelRows, groups = groups_of<Dot>(job.count);
   const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
   const PanelSource<W> from{static_cast<const W*>(job.w), job.ldw, job.columns, job.count, job.packed_w};
@@ -175,14 +184,22 @@ void multiply_panel(const PanelJob& job) {
     const int64_t rows = short_rows + (tile < tall);
     if (job.y != nullptr) fetch_to_write(job.y + (sums - job.sums) / job.ld_sums * job.ldy, job.ldy, rows, job.columns);
     if (tile == 0 && rows == kPanelRows) {
-      packing_tile<Dot, kPanelRows>(x, from, job.first, sums, job.ld_sums);
+      packing_tile<Dot, kPanelRows, kRows>(x, job.ldx, from, job.first, sums, job.ld_sums);
     } else {
       if (tile == 0) pack_panel<Dot>(from);
-      kTiles[rows - 1](x, job.packed_w, groups, job.first, sums, job.ld_sums, fetcher);
+      kTiles[rows - 1](x, job.ldx, job.packed_w, groups, job.first, sums, job.ld_sums, fetcher);
     }
-    x += groups * 4 * rows;
+    x += rows * (kRows ? job.ldx : groups * 4);
     sums += rows * job.ld_sums;
   }
+}
+
+template <class Dot>
+void multiply_panel(const PanelJob& job) {
+  if constexpr (Dot::kTakesRows) {
+    if (job.ldx != 0) return multiply_tiles<Dot, true>(job);
+  }
+  multiply_tiles<Dot, false>(job);
 }
 
 }  // namespace qformer::cpu::QF_ISA

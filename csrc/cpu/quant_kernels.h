@@ -8,13 +8,8 @@ namespace qformer::cpu::QF_ISA {
 
 template <int kBits, int kXBits>
 inline constexpr DotKernels kQuantDot = {
-    kBits,
-    kQuantUnit,
-    kUnitFloats<kXBits>,
-    kQuantTileRows,
-    0,
-    pack_quant_x<kBits, kXBits>,
-    quant_rows_of<kBits, kXBits>,
+    kBits,   kQuantUnit, kUnitFloats<kXBits>,         kQuantTileRows,
+    0,       false,      pack_quant_x<kBits, kXBits>, quant_rows_of<kBits, kXBits>,
     nullptr,
 };
 

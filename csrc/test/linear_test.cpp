@@ -28,6 +28,7 @@ TEST("linear equals the exact result at odd sizes, for every weight type and ins
     }
     check_types({.m = 257, .n = 65, .k = 88});
     check_types({.m = 300, .n = 13, .k = 2500});
+    check_types({.m = 130, .n = 70, .k = 1472, .pad = 5});
   });
 }
 
@@ -65,17 +66,18 @@ TEST("a row's bits do not depend on the number of rows beside it nor on the numb
   on_every_level([] {
     for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
       for (int32_t math : {QF_MATH_F32, QF_MATH_BF16}) {
-        // k of several blocks
-        const Case shape{.m = 300, .n = 55, .k = 1500, .dtype = dtype, .math = math, .bias = true};
-        cpu::set_threads(1);
-        Problem all(shape);
-        all.run();
-        for (int32_t count : {1, 2, 5}) {
-          cpu::set_threads(count);
-          for (int64_t m = 1; m <= 300; m = m < 33 ? m + 1 : m + 89) {
-            Problem some(shape);
-            some.run(m);
-            CHECK(std::memcmp(some.y.data(), all.y.data(), static_cast<size_t>(m * shape.n) * sizeof(float)) == 0);
+        for (int64_t k : {1500, 1504}) {  // several blocks, of whole vectors and not
+          const Case shape{.m = 300, .n = 55, .k = k, .dtype = dtype, .math = math, .bias = true};
+          cpu::set_threads(1);
+          Problem all(shape);
+          all.run();
+          for (int32_t count : {1, 2, 5}) {
+            cpu::set_threads(count);
+            for (int64_t m = 1; m <= 300; m = m < 33 ? m + 1 : m + 89) {
+              Problem some(shape);
+              some.run(m);
+              CHECK(std::memcmp(some.y.data(), all.y.data(), static_cast<size_t>(m * shape.n) * sizeof(float)) == 0);
+            }
           }
         }
       }
