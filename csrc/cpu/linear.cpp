@@ -34,11 +34,30 @@ constexpr int64_t kPackingThreads = 2;
 constexpr int64_t kManyRows = 64, kSmall = 1536;
 constexpr int64_t kStreamSums = 4096;    // raw sums waiting for their epilogue: 16 KiB of L1
 constexpr int64_t kStreamColumns = 64;   // at least, of many rows
+constexpr int64_t kStreamTasks = 16;     // of a thread
 constexpr int64_t kStreamGrain = 32;     // columns: whole tiles of two blocks of kQuantRows
 constexpr int64_t kStreamedRows = 1040;  // of a quantised call at a time, at most: packed x stays small
 
 // Floats of `count` elements of k of a packed row.
 int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * dot.step_floats; }
+
+// task(prepare(), i) for all i below `tasks`, some neighbours at a time. Where there are few threads, each prepares for
+// itself.
+template <class Prepare, class Task>
+void share(int64_t tasks, int64_t together, const Prepare& prepare, const Task& task) {
+  const int64_t threads = std::min<int64_t>(pool_threads(), tasks);
+  const bool own = threads <= kPackingThreads;
+  const auto shared = own ? decltype(prepare()){} : prepare();
+  alignas(64) std::atomic<int64_t> next{0};  // apart from what all threads read
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
+    if (next.load(std::memory_order_relaxed) >= tasks) return;
+    const auto prepared = own ? prepare() : shared;
+    int64_t first;
+    while ((first = next.fetch_add(together, std::memory_order_relaxed)) < tasks) {
+      for (int64_t i = first; i < std::min(first + together, tasks); i++) task(prepared, i);
+    }
+  });
+}
 
 // A block of rows of x, packed: groups of rows that are multiplied together while weights stream by.
 struct StreamedRows {
@@ -84,15 +103,18 @@ void run_streaming(const LinearCall& call, const DotKernels& dot) {
   const double elements = static_cast<double>(call.k) * (call.w_up != nullptr ? 2 : 1);
   const double cost = std::max(elements * dot.w_bits / 8 / 15, elements * static_cast<double>(block) / 30);
   const int64_t grain = std::min<int64_t>(round_up(grain_for(cost), kStreamGrain), 1024);
+  const int64_t chunk = round_up(std::max(grain, ceil_div(call.n, pool_threads() * kStreamTasks)), kStreamGrain);
   // Many columns at once: the weights are read as a few streams, and each should be long.
   const int64_t columns = std::max(kStreamSums / block / kStreamGrain * kStreamGrain, kStreamColumns);
   for (int64_t row = 0; row < call.m; row += block) {
-    const StreamedRows x = stream_rows(call, dot, row, std::min(block, call.m - row));
-    parallel_for(call.n, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t column = begin; column < end; column += columns) {
-        stream_columns(call, dot, x, column, std::min(columns, end - column));
-      }
-    });
+    share(
+        ceil_div(call.n, chunk), 1, [&] { return stream_rows(call, dot, row, std::min(block, call.m - row)); },
+        [&](const StreamedRows& x, int64_t task) {
+          const int64_t end = std::min((task + 1) * chunk, call.n);
+          for (int64_t column = task * chunk; column < end; column += columns) {
+            stream_columns(call, dot, x, column, std::min(columns, end - column));
+          }
+        });
   }
 }
 
@@ -190,25 +212,17 @@ class PanelTask {
 
 void run_panels(const LinearCall& call, const DotKernels& dot) {
   const int64_t width = kernels().linear.panel_columns;
-  const int64_t threads = pool_threads(), per_thread = round_up(ceil_div(call.n, threads * 12), width);
-  const bool own = threads <= kPackingThreads;
+  const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 12), width);
   const int64_t columns = std::clamp(per_thread, width, round_up(kTaskColumns, width));
   const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
   for (int64_t row = 0; row < call.m; row += block) {
-    const int64_t rows = std::min(block, call.m - row), tasks = ceil_div(call.n, columns);
-    const PackedRows shared = own ? PackedRows{} : pack_rows(call, dot, row, rows);
-    std::atomic<int64_t> next{0};
-    parallel_for(threads, 1, [&](int64_t, int64_t) {
-      if (next.load(std::memory_order_relaxed) >= tasks) return;
-      const PackedRows x = own ? pack_rows(call, dot, row, rows) : shared;
-      int64_t first;
-      while ((first = next.fetch_add(kTasksTogether, std::memory_order_relaxed)) < tasks) {
-        for (int64_t task = first; task < std::min(first + kTasksTogether, tasks); task++) {
+    share(
+        ceil_div(call.n, columns), kTasksTogether,
+        [&] { return pack_rows(call, dot, row, std::min(block, call.m - row)); },
+        [&](const PackedRows& x, int64_t task) {
           const int64_t column = task * columns;
           PanelTask(call, dot, x, column, std::min(columns, call.n - column)).run();
-        }
-      }
-    });
+        });
   }
 }
 
