@@ -7,7 +7,7 @@ set(QFORMER_ISA_avx2 -mavx2 -mfma -mf16c)
 # Kernels say where they want 512 bits. Loops left to the compiler take 256: the resize then needs a third of the time.
 set(QFORMER_ISA_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=256 ${QFORMER_ISA_avx2})
 set(QFORMER_ISA_avx512bf16 -mavx512bf16 -mavx512vnni ${QFORMER_ISA_avx512})
-set(QFORMER_ISA_amx -mamx-tile -mamx-bf16 -mamx-int8 ${QFORMER_ISA_avx512bf16})
+set(QFORMER_ISA_amx -mamx-tile -mamx-bf16 ${QFORMER_ISA_avx512bf16})
 set(QFORMER_ISA_neon "")
 
 function(qformer_isa_options layer)

@@ -12,9 +12,11 @@ const CAUSES: readonly Cause[] = [
     of: /^linear: M=(32|257) /,
     text:
       'The limit is a loop of multiply-adds on registers. The register tile alone, over packed operands from L1 or L2, runs at 95 to 96 % ' +
-      'of it. Of a product of 257 × 1408 × 1408 with two threads, rounding and packing x take 10 % in bf16 and 6 % in f32 (two threads ' +
-      'pack no faster than one; a line takes 245 ns from core to core on this host); finishing y takes 1 to 2 %, and the threads wait 2 to 5 % ' +
-      'for each other. oneDNN with weights packed beforehand is as fast to 3 % at 257 × 1408 × 1408. Tried: dot products along k on packed panels ' +
+      'of it. Of a product of 257 × 1408 × 1408 with two threads, rounding and packing x took 10 % in bf16 and 6 % in f32 (two threads ' +
+      'pack no faster than one; a line takes 245 ns from core to core on this host), finishing y 1 to 2 %, and the threads waited 2 to 5 % ' +
+      'for each other. Since then each of two threads packs x for itself (1.15 to 1.3 times as fast at 768 × 768, 0.98 to 1.05 elsewhere), and f32 ' +
+      'takes x from its rows up to 1,536 columns (1.1 times as fast at 768 × 768, 0.94 at 4096 × 4096). oneDNN with weights packed beforehand is ' +
+      'as fast to some percent at 257 × 1408 × 1408. Tried: dot products along k on packed panels ' +
       '(0.7 to 1.1 times outer products), outer products lane by lane (0.86 to 0.96 of this way), tiles of 8 × 3, 4 × 6, 12 × 2 and 5 × 5 vectors ' +
       'and blocks of 64 and 128 groups (no gain). With 32 rows the tile that packs w costs 1.25 times ' +
       'the others; one thread reaches 75 % of the limit where w lies in L2, 60 to 70 from DRAM. Tried: w straight from its rows ' +
@@ -27,7 +29,7 @@ const CAUSES: readonly Cause[] = [
     of: /^linear, one row: .* int[48] /,
     text:
       'The limit is a read of one long array. A product reads as many streams of weights as a tile has rows, and as many of scales, and ' +
-      'begins and ends them in microseconds; from L2 the loops take up to 35 GB/s (int4) and 60 GB/s (int8).',
+      'begins and ends them in microseconds; from L2 the loops of one thread take up to 51 GB/s (int4) and 69 GB/s (int8).',
   },
   {
     of: /^LLaMA 1\.1B: decode, int/,
@@ -39,11 +41,8 @@ const CAUSES: readonly Cause[] = [
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,
     text:
-      'x has 16 bits, so that a product costs as many multiply-adds as one in bf16, and beside them each group of 64 columns is scaled; ' +
-      'the sums of 16 lanes of groups wait in L2, two groups at a time where k is 2,048. On the matrix unit (Emerald Rapids Xeon) a step of 16 × 32 sums costs ' +
-      '120 ns: loading tiles 40, multiplying 33, storing 25, scaling 40, hardly overlapped. Tried there: ' +
-      'scaling between the instructions of the next step (no gain), tiles of rows in groups that stay in L1 with x fetched ahead ' +
-      '(no gain). bf16 weights need neither and are the faster choice for long prompts.',
+      'x has 16 bits unless asked otherwise, so that a product costs as many multiply-adds as one in bf16; of the limit of bf16, products of ' +
+      '257 rows reach 78 to 83 % with one thread and 70 to 77 with two.',
   },
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16/,
@@ -60,6 +59,13 @@ const CAUSES: readonly Cause[] = [
   {
     of: /^ViT-g.* f32$/,
     text: 'As the f32 products of 257 rows, which are 97 % of the arithmetic of the tower.',
+  },
+  {
+    of: /^image: /,
+    text:
+      'Fresh memory: a page fault costs 15 to 18 µs on this host. Decoding takes 25 ms with 1,100 of them for 4.5 MB of pixels and 7.5 ms without, ' +
+      'the copy that a worker can be given 19 ms with as many; resizing takes 1.3 ms. Pillow decodes in 42 to 52 ms with 2,600 to ' +
+      '2,900 faults and in 8 with 400. Not tried: buffers that the worker gives back.',
   },
   {
     of: /^start: /,

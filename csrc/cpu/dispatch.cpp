@@ -52,7 +52,7 @@ bool request_tile_data() {
 }
 
 bool has_amx() {
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kAll = kBf16 | kTile;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx512bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   if ((d & kAll) != kAll) return false;

@@ -3,8 +3,8 @@
 // x is rounded to 16 bits with a scale for each unit of kQuantUnit columns, about a hundred times finer than bf16, or
 // to 8 bits. The products of a unit are added up exactly, as integers; the sum times the scale of the weights' group
 // times that of x is one term. Canonical order of an element: the terms of all units one after the other in f32, each
-// with one multiply-add (two roundings where vectors have none). Every way keeps it, so an element's bits depend on its
-// own row of x and of w only. NaN and infinity make the term NaN.
+// with one multiply-add (which rounds twice in the fallback without vectors). Every way keeps it, so an element's bits
+// depend on its own row of x and of w only. NaN and infinity make the term NaN.
 //
 // A lane is a column, and a step a quad: four columns of k, of which a number of x is repeated for all lanes. With byte
 // products (AVX-512 VNNI) 16 bits of x are 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are
@@ -22,7 +22,6 @@ namespace qformer::cpu::QF_ISA {
 
 constexpr int kUnitQuads = kQuantUnit / 4;
 constexpr int kRowVectors = kQuantRows / kLanes;  // of a block of rows of w
-constexpr int64_t kWordBytes = 4 * kQuantRows;    // of a word of all of its rows
 
 #if defined(QF_BYTE_PRODUCTS)
 template <int kXBits>
@@ -205,7 +204,7 @@ inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord lo
 #endif
 }
 
-// ---- few rows ----
+// ---- rows ----
 
 // How far ahead of their use weights and scales are fetched, in bytes.
 template <int kBits>

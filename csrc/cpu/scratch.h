@@ -8,7 +8,6 @@ namespace qformer::cpu {
 // Two calls with different slots may be alive at once on one thread; the same slot again invalidates the earlier
 // buffer.
 enum class Scratch {
-  kRoundedX,
   kPackedX,
   kPackedW,
   kAccumulators,

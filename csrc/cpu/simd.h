@@ -13,7 +13,7 @@
 //   a*b (one rounding but for scalar) vmax(a, b) vmin(a, b): b where either is NaN (NEON: NaN); vabs sqrt round_even
 //   pow2(v): 2^v for whole v in
 //   [-126, 127] less(a, b) → Vm, is_nan(a) → Vm, select(m, a, b) = m ? a : b reduce_add(v): fixed tree, lanes i and i +
-//   L/2 first; reduce_add_lanes(v): kLanes of them at once; reduce_max(v) (NaN unspecified)
+//   L/2 first; reduce_max(v) (NaN unspecified)
 // store_i8(p, v): whole numbers of [-128, 127] as bytes. simd_int16.h has the integers.
 // simd_math.h adds exp, log, erf, tanh and the activations.
 #pragma once

@@ -96,21 +96,11 @@ inline float reduce_add(Vf a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by
-// two.
-inline __m256 add_halves_of_8(__m256 a, __m256 b) {
-  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
 inline __m256 add_halves_of_4(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
 }
 inline __m256 add_halves_of_2(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
-}
-inline Vf reduce_add_lanes(const Vf* v) {
-  const __m256 low = add_halves_of_4(add_halves_of_8(v[0].v, v[4].v), add_halves_of_8(v[1].v, v[5].v));
-  const __m256 high = add_halves_of_4(add_halves_of_8(v[2].v, v[6].v), add_halves_of_8(v[3].v, v[7].v));
-  return {add_halves_of_2(low, high)};
 }
 // Group g of the result: the sums of group g of a, b, c and d, each (0 + 2) + (1 + 3).
 inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {

@@ -90,27 +90,11 @@ inline float reduce_add(Vf a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// Lane i of the result is reduce_add(v[i]), bit for bit: each step adds the two halves of every operand's group, two by
-// two.
-inline __m512 add_halves_of_16(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-}
-inline __m512 add_halves_of_8(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
 inline __m512 add_halves_of_4(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 inline __m512 add_halves_of_2(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-}
-inline Vf reduce_add_lanes(const Vf* v) {
-  __m512 quarter[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    quarter[i] = add_halves_of_8(add_halves_of_16(v[i].v, v[i + 4].v), add_halves_of_16(v[i + 8].v, v[i + 12].v));
-  }
-  return {add_halves_of_2(add_halves_of_4(quarter[0], quarter[1]), add_halves_of_4(quarter[2], quarter[3]))};
 }
 // Group g of the result: the sums of group g of a, b, c and d, each (0 + 2) + (1 + 3).
 inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {

@@ -97,11 +97,6 @@ inline float reduce_add(Vf a) {
   const float32x2_t two = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-// Lane i of the result is reduce_add(v[i]).
-inline Vf reduce_add_lanes(const Vf* v) {
-  const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
-  return load(sums);
-}
 inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
   const float32x4_t ab = vaddq_f32(vcombine_f32(vget_low_f32(a.v), vget_low_f32(b.v)),
                                    vcombine_f32(vget_high_f32(a.v), vget_high_f32(b.v)));

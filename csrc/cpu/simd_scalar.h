@@ -88,14 +88,9 @@ inline void store_i8(int8_t* p, Vf a) {
 }
 
 inline float reduce_add(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
-// Lane i of the result is reduce_add(v[i]).
-inline Vf reduce_add_lanes(const Vf* v) {
-  const float sums[kLanes] = {reduce_add(v[0]), reduce_add(v[1]), reduce_add(v[2]), reduce_add(v[3])};
-  return load(sums);
-}
 inline Vf add_groups(Vf a, Vf b, Vf c, Vf d) {
-  const Vf all[] = {a, b, c, d};
-  return reduce_add_lanes(all);
+  const float sums[kLanes] = {reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)};
+  return load(sums);
 }
 inline float reduce_max(Vf a) {
   const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
