@@ -1,10 +1,10 @@
 // Linear layers on weights in place, [n, k] row-major f32 / f16 / bf16 or quantised (quant_layout.h).
 //
 // Threads share out columns of y (rows of w), never k. Each task fills a buffer of raw sums for its columns and then
-// applies the epilogue (bias, activation, residual or gate) while they are in cache. Few rows
-// of x wait, packed, while the weights stream by: memory traffic is n * k weights. So do many with quantised weights,
-// which lie as a register tile takes them. For others, panels of weights are packed into L1 on the fly: n * k weights
-// per block of rows. bf16 products on a matrix unit have a way of their own (linear_tiles.cpp).
+// applies the epilogue (bias, activation, residual or gate) while they are in cache. Few rows of x wait, packed, while
+// the weights stream by: memory traffic is n * k weights. So do many where weights are quantised, which lie as register
+// tiles take them. Other weights are packed, panel by panel, into L1 on the fly for many rows: n * k weights per block
+// of rows. bf16 products on a matrix unit have a way of their own (linear_tiles.cpp).
 
 #include "linear.h"
 

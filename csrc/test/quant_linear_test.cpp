@@ -211,15 +211,15 @@ TEST("a scale is the least bf16 number that is not below its quotient, a finite 
 
 TEST("quantised products equal the exact result of the widened weights, in whole blocks of columns and in others") {
   on_every_form([](int32_t bits, int32_t math) {
-    for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 13, 17, 40}) {
+    for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 13, 40}) {
       Problem(m, 17, 128, 128, bits, math).check();
       Problem(m, 5, 192, 64, bits, math).check();
       Problem(m, 7, 120, 40, bits, math).check();
       Problem(m, 1, 256, 256, bits, math).check();
       Problem(m, 3, 1152, 192, bits, math).check();
       Problem(m, 4, 96, 32, bits, math).check();
-      Problem(m, 133, 128, 64, bits, math).check();
     }
+    for (const int64_t m : {1, 4, 9}) Problem(m, 133, 128, 64, bits, math).check();
     // several panels and blocks of k, of widths that no vector divides
     Problem(21, 9, 2624, 64, bits, math).check();
     Problem(131, 37, 192, 64, bits, math).check();
@@ -256,11 +256,11 @@ TEST("a row's quantised product has the same bits beside any rows and on any num
   const int32_t threads = cpu::threads();
   on_every_form([](int32_t bits, int32_t math) {
     cpu::set_threads(1);
-    const Problem problem(150, 215, 1600, 64, bits, math);
-    const std::vector<float> all = problem.run(150);
+    const Problem problem(90, 87, 832, 64, bits, math);
+    const std::vector<float> all = problem.run(90);
     for (const int32_t count : {1, 3}) {
       cpu::set_threads(count);
-      for (int64_t m = 1; m <= 150; m += m < 18 ? 1 : 44) {
+      for (int64_t m = 1; m <= 90; m += m < 14 ? 1 : 38) {
         CHECK(std::memcmp(problem.run(m).data(), all.data(), static_cast<size_t>(m * problem.n) * sizeof(float)) == 0);
       }
     }
