@@ -18,22 +18,25 @@ QfQuantize quantize_args(const QuantShape& s, const void* w, int64_t ldw, int32_
   return {w, q, scales, s.n, s.k, ldw, s.group, dtype, s.bits};
 }
 
-// The CPU's units of columns (cpu/quant_layout.h) in the order of columns, coded as on a GPU.
-std::vector<uint8_t> in_order(const QuantShape& s, const std::vector<uint8_t>& q) {
+// The CPU's blocks of rows (cpu/quant_layout.h) row by row, coded as on a GPU.
+Codes in_order(const QuantShape& s, const Codes& stored) {
   using namespace qformer::cpu;
-  const int64_t units = s.k / kQuantUnit, row_bytes = s.k * s.bits / 8;
-  std::vector<uint8_t> codes(q.size());
+  const int64_t groups = s.k / s.group;
+  Codes codes = codes_of(s);
   for (int64_t i = 0; i < s.n * s.k; ++i) {
-    const int64_t row = i / s.k, column = i % kQuantUnit;
-    const UnitPlace place = unit_place(i % s.k / kQuantUnit, units, s.bits);
-    const int64_t word = column / (32 / s.bits), byte = place.from + word * place.stride + column % 4;
-    const uint8_t stored = q[static_cast<size_t>(row * row_bytes + byte)];
+    const int64_t row = i / s.k, column = i % s.k, word = column / (32 / s.bits);
+    const QuantPlace place = quant_place(row, s.n);
+    const int64_t byte = place.block * s.k * s.bits / 8 + 4 * (word * place.rows + place.row) + column % 4;
+    const uint8_t code = stored.q[static_cast<size_t>(byte)];
     if (s.bits == 8) {
-      codes[static_cast<size_t>(i)] = static_cast<uint8_t>(stored - quant_zero(8));
+      codes.q[static_cast<size_t>(i)] = static_cast<uint8_t>(code - quant_zero(8));
     } else {
-      const int code = column % 8 < 4 ? stored & 15 : stored >> 4;
-      codes[static_cast<size_t>(i / 2)] |= static_cast<uint8_t>(code << i % 2 * 4);
+      const int half = column % 8 < 4 ? code & 15 : code >> 4;
+      codes.q[static_cast<size_t>(i / 2)] |= static_cast<uint8_t>(half << i % 2 * 4);
     }
+    const int64_t group = column / s.group;
+    codes.scales[static_cast<size_t>(row * groups + group)] =
+        stored.scales[static_cast<size_t>(place.block * groups + group * place.rows + place.row)];
   }
   return codes;
 }
@@ -42,8 +45,7 @@ Codes quantized_on_cpu(const QuantShape& s, const std::vector<uint8_t>& w, int64
   Codes codes = codes_of(s);
   const QfQuantize args = quantize_args(s, w.data(), ldw, dtype, codes.q.data(), codes.scales.data());
   CHECK_EQ(qformer::cpu::cpu_backend()->quantize(0, &args), QF_OK);
-  if (s.group % qformer::cpu::kQuantUnit == 0) codes.q = in_order(s, codes.q);
-  return codes;
+  return s.group % qformer::cpu::kQuantUnit == 0 ? in_order(s, codes) : codes;
 }
 
 void check_quantize(const QuantShape& s, const std::vector<float>& values, int32_t dtype, int64_t padding = 0) {
@@ -71,7 +73,7 @@ TEST("quantize gives the CPU's codes and scales for every dtype, group and strid
   constexpr QuantShape kShapes[] = {{3, 64, 32, 8},  {3, 64, 32, 4}, {5, 96, 96, 8},   {5, 96, 96, 4},
                                     {7, 6, 2, 8},    {7, 6, 2, 4},   {2, 258, 258, 8}, {2, 258, 86, 4},
                                     {1, 128, 64, 8}, {1, 130, 26, 4},
-                                    {3, 192, 64, 4}, {2, 1152, 128, 4}};
+                                    {3, 192, 64, 4}, {2, 1152, 128, 4}, {21, 128, 64, 8}, {37, 192, 64, 4}};
   for (const int32_t dtype : kDtypes) {
     for (const QuantShape& shape : kShapes) {
       check_quantize(shape, Random(1).floats(shape.n * shape.k), dtype);
