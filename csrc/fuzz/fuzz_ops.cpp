@@ -63,7 +63,7 @@ class OpFuzzer {
     const ops::Quantized quantized = ops::quantize(w, in_.byte() % 3 ? 4 : 8, in_.extent(20));
     fuzz::touch(quantized.q);
     fuzz::touch(ops::quant_linear(x, maybe_view(quantized.q), maybe_view(quantized.scales), shift, add, prologue,
-                                  in_.number(), activation, y_dtype));
+                                  in_.number(), activation, math, y_dtype));
   }
   void qkv() {
     const int64_t kv_heads = dim(3), heads = times(kv_heads, dim(3)), d = dim(20), tokens = dim(), k = dim(30);
