@@ -40,5 +40,5 @@ export type ModelImage = ImageInput | EncodedImage;
 
 /** The image as the worker of `client` takes it. Errors as `loadImage`. */
 export async function requestImage(client: EngineClient, image: ModelImage, options: ImageOptions): Promise<TaskImage> {
-  return image instanceof EncodedImage ? image.requestedBy(client) : loadImage(image, options);
+  return image instanceof EncodedImage ? image.requestedBy(client) : loadImage(image, options, client.pixelBuffers);
 }

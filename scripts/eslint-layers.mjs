@@ -40,7 +40,7 @@ const ALLOWED = {
   scheduling: { values: PURE, types: ['execution'] },
   execution: { values: [...NATIVE, 'protocol', 'scheduling', 'execution'] },
   worker: { values: [...NATIVE, 'protocol', 'scheduling', 'execution', 'worker'] },
-  client: { values: [...BASE, 'protocol', 'client'] },
+  client: { values: [...BASE, 'io', 'protocol', 'client'] },
   main: { values: MAIN_THREAD, types: ['tensor'] },
   cli: { values: [...MAIN_THREAD, 'cli'] },
 };

@@ -106,7 +106,9 @@ describe('events', () => {
   it('of one step arrive in order, and those of unknown requests are ignored', async () => {
     const events = `[{ type: 'end', id: 99, result: {} }, ${delta}, ${delta}, ${end}, ${delta}]`;
     const engine = await start(
-      onMessage(`if (m.type === 'request') port.postMessage({ type: 'step', events: ${events} }); ${LEAVE}`),
+      onMessage(
+        `if (m.type === 'request') port.postMessage({ type: 'step', events: ${events}, buffers: [] }); ${LEAVE}`,
+      ),
     );
     const seen: string[] = [];
     const handle = engine.submit(request, { onDelta: ({ text }) => seen.push(text) });
@@ -117,7 +119,9 @@ describe('events', () => {
 
   it('a callback that throws ends only its own request', async () => {
     const engine = await start(
-      onMessage(`if (m.type === 'request') port.postMessage({ type: 'step', events: [${delta}, ${end}] }); ${LEAVE}`),
+      onMessage(
+        `if (m.type === 'request') port.postMessage({ type: 'step', events: [${delta}, ${end}], buffers: [] }); ${LEAVE}`,
+      ),
     );
     const thrown = new Error('mine');
     const bad = engine.submit(request, {

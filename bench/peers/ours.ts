@@ -3,6 +3,7 @@
 
 import { readFileSync } from 'node:fs';
 import { loadImage } from '../../lib/io/image.js';
+import { PixelBuffers } from '../../lib/io/pixel-buffers.js';
 import type { LoadOptions } from '../../lib/index.js';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import { createModel } from '../../lib/models/registry.js';
@@ -118,12 +119,14 @@ async function prepareVision(job: Job & { kind: 'vision' | 'qformer' }): Promise
 async function prepareImage({ file, size, threads }: Job & { kind: 'image' }): Promise<Prepared> {
   setThreads(threads);
   const bytes = readFileSync(file);
+  const buffers = new PixelBuffers();
   const run = async () => {
-    const { data, width, height } = await loadImage(bytes);
+    const { data, width, height } = await loadImage(bytes, {}, buffers);
     scope(() => {
       const pixels = Tensor.fromArray(data, [height, width, 3]);
       keep(ops.normalizeImage(ops.resizeBicubic(pixels, size, size), NORM)).dispose();
     });
+    buffers.giveBack([data.buffer]); // as the engine's worker does
   };
   return { run: timedAsync(run), release: () => {} };
 }

@@ -4,8 +4,10 @@
 
 import { Worker } from 'node:worker_threads';
 import { QFormerError } from '../errors.js';
+import { PixelBuffers } from '../io/pixel-buffers.js';
 import {
   deserializeError,
+  pixelBuffersOf,
   type AdapterCommand,
   type Delta,
   type EngineInfo,
@@ -20,7 +22,7 @@ import {
   type WorkerInit,
 } from './protocol.js';
 import type { AdapterInfo } from './protocol.js';
-import type { Task, TaskImage, TaskResult } from './task.js';
+import type { Task, TaskResult } from './task.js';
 
 /** Options of EngineClient.start: the engine's, and what concerns loading. */
 export interface ClientOptions extends EngineOptions {
@@ -34,7 +36,7 @@ export interface ClientOptions extends EngineOptions {
 export interface SubmitOptions {
   /** Called once per engine step that produced something for this request; what it throws ends the request. */
   onDelta?: (delta: Delta) => void;
-  /** Pixels are moved to the worker instead of copied; the caller's arrays become empty. */
+  /** The buffers of pixels are moved to the worker instead of copied; the caller's arrays become empty. */
   transferImages?: boolean;
 }
 
@@ -72,6 +74,8 @@ const GRACE_MS = 5000;
 /** An engine in its worker. */
 export class EngineClient {
   readonly info!: EngineInfo;
+  /** Where images for this engine are decoded to: the worker gives the memory back when a request ends. */
+  readonly pixelBuffers = new PixelBuffers();
   readonly #worker: Worker;
   readonly #abortFlag = new SharedArrayBuffer(4);
   readonly #pending = new Map<number, Pending>();
@@ -144,14 +148,12 @@ export class EngineClient {
 
   /** Sends a request. Throws ABORTED / INTERNAL when the engine is closed / died; everything else rejects `done`. */
   submit(request: EngineRequest, options: SubmitOptions = {}): RequestHandle {
-    const transfer = options.transferImages === true ? buffersOf(request.images ?? []) : [];
-    return this.#start((id) => ({ type: 'request', id, request }), transfer, options.onDelta);
+    return this.#start((id) => ({ type: 'request', id, request }), options);
   }
 
   /** Starts a task, whose pixels are moved to the worker. Throws as `submit`. */
   run(task: Task): TaskHandle {
-    const transfer = buffersOf('image' in task ? [task.image] : []);
-    return this.#start((id) => ({ type: 'task', id, task }), transfer);
+    return this.#start((id) => ({ type: 'task', id, task }), { transferImages: true });
   }
 
   /** Undoes one 'hold' task; later requests may still find the image in the cache. */
@@ -161,17 +163,17 @@ export class EngineClient {
 
   /** Does something with an adapter. Rejects with the worker's error; throws as `submit`. */
   adapter(command: AdapterCommand): Promise<AdapterInfo> {
-    return this.#start<AdapterInfo>((id) => ({ type: 'adapter', id, command }), []).done;
+    return this.#start<AdapterInfo>((id) => ({ type: 'adapter', id, command })).done;
   }
 
   #start<Result extends Answer>(
-    message: (id: number) => ToWorker,
-    transfer: ArrayBuffer[],
-    onDelta?: (delta: Delta) => void,
+    messageOf: (id: number) => ToWorker,
+    { onDelta, transferImages = false }: SubmitOptions = {},
   ): { id: number; done: Promise<Result>; abort(): void } {
     if (this.#failure !== undefined) throw this.#failure;
     const id = this.#nextId++;
-    this.#send(message(id), transfer);
+    const message = messageOf(id);
+    this.#send(message, transferImages ? pixelBuffersOf(message) : []);
     const done = new Promise<Result>((resolve, reject) => {
       this.#pending.set(id, { onDelta, resolve: resolve as Pending['resolve'], reject });
     });
@@ -238,6 +240,7 @@ export class EngineClient {
       case 'failed':
         return this.#started?.reject(deserializeError(message.error));
       case 'step':
+        this.pixelBuffers.giveBack(message.buffers);
         for (const event of message.events) this.#dispatch(event);
         return this.#hold();
       case 'stats':
@@ -298,16 +301,6 @@ function defaultWorkerUrl(): URL {
   const here = import.meta.url;
   if (here.endsWith('.ts')) return new URL('../../dist/worker.js', here);
   return new URL(here.endsWith('.cjs') ? './worker.cjs' : './worker.js', here);
-}
-
-function buffersOf(images: readonly TaskImage[]): ArrayBuffer[] {
-  const buffers = new Set<ArrayBuffer>();
-  for (const image of images) {
-    if ('held' in image) continue;
-    const { data } = image;
-    if (data.buffer instanceof ArrayBuffer && data.byteLength === data.buffer.byteLength) buffers.add(data.buffer);
-  }
-  return [...buffers];
 }
 
 function aborted(signal: AbortSignal): QFormerError {

@@ -208,7 +208,8 @@ export type FromWorker =
   | { type: 'progress'; progress: LoadProgress }
   | { type: 'ready'; info: EngineInfo }
   | { type: 'failed'; error: SerializedError }
-  | { type: 'step'; events: RequestEvent[] }
+  /** `buffers`: of the pixels of requests that have ended, moved back. */
+  | { type: 'step'; events: RequestEvent[]; buffers: ArrayBuffer[] }
   | { type: 'stats'; id: number; stats: EngineStats }
   | { type: 'closed'; liveTensors: number };
 
@@ -224,6 +225,15 @@ export interface SerializedError {
   message: string;
   details: Record<string, unknown>;
   stack?: string;
+}
+
+/** The buffers that hold the pixels of a request or task, whose fields need not have been checked. */
+export function pixelBuffersOf(message: ToWorker): ArrayBuffer[] {
+  let images: readonly TaskImage[] = [];
+  if (message.type === 'request') images = message.request.images ?? [];
+  if (message.type === 'task' && 'image' in message.task) images = [message.task.image];
+  const buffers = images.map((image) => 'data' in image && ArrayBuffer.isView(image.data) && image.data.buffer);
+  return [...new Set(buffers.filter((buffer) => buffer instanceof ArrayBuffer))];
 }
 
 /** An error as plain data; anything but a QFormerError becomes INTERNAL. */

@@ -10,6 +10,7 @@ import type { EngineEvent } from './scheduling/engine.js';
 import { loadEngine, type LoadedEngine } from './execution/load.js';
 import { loadRetrieval } from './execution/load-retrieval.js';
 import {
+  pixelBuffersOf,
   serializeError,
   type AdapterCommand,
   type EngineRequest,
@@ -32,6 +33,8 @@ const COLLECTED_AFTER_MS = 100;
 
 class EngineWorker {
   readonly #refused: RequestEvent[] = [];
+  /** Of the pixels of each request that has not ended. */
+  readonly #buffers = new Map<number, ArrayBuffer[]>();
   #scheduled = false;
   #closed = false;
   #busy = false;
@@ -69,9 +72,16 @@ class EngineWorker {
     const events = this.#refused.splice(0);
     if (tasks.hasWork) events.push(...tasks.step().map(toMessage));
     if (engine?.hasWork) events.push(...engine.step().map(toMessage));
-    for (const { type, id } of events) if (type !== 'delta') this.loaded.adapters?.ended(id);
-    if (events.length > 0) this.#post({ type: 'step', events });
+    const ended = events.filter(({ type }) => type !== 'delta').map(({ id }) => id);
+    for (const id of ended) this.loaded.adapters?.ended(id);
+    if (events.length > 0) this.#postStep(events, ended);
     this.#schedule();
+  }
+
+  #postStep(events: RequestEvent[], ended: readonly number[]): void {
+    const buffers = ended.flatMap((id) => this.#buffers.get(id) ?? []);
+    for (const id of ended) this.#buffers.delete(id);
+    this.#post({ type: 'step', events, buffers }, buffers);
   }
 
   /** Nothing to do: gives memory back once, unless a request comes first. */
@@ -87,6 +97,7 @@ class EngineWorker {
     switch (message.type) {
       case 'request':
       case 'task':
+        this.#buffers.set(message.id, pixelBuffersOf(message));
         try {
           if (message.type === 'task') tasks.add(message.id, message.task);
           else this.#generate(message.id, message.request);
@@ -140,8 +151,8 @@ class EngineWorker {
     this.port.close();
   }
 
-  #post(message: FromWorker): void {
-    this.port.postMessage(message);
+  #post(message: FromWorker, transfer: ArrayBuffer[] = []): void {
+    this.port.postMessage(message, transfer);
   }
 }
 

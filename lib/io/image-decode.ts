@@ -8,6 +8,7 @@ import type { Sharp, SharpOptions } from 'sharp';
 
 import { QFormerError } from '../errors.js';
 import type { ImageLimits } from './image.js';
+import type { PixelBuffers } from './pixel-buffers.js';
 import { checkPixels, toRgb, type RawImage } from './pixels.js';
 
 type SharpFactory = (input: Uint8Array, options: SharpOptions) => Sharp;
@@ -27,7 +28,12 @@ const PNG_GRAY = 0;
 let loading: Promise<SharpFactory> | undefined;
 
 /** Decodes an image; `name` is used in messages. Rejects with FORMAT, INVALID_ARGUMENT (too many pixels), UNSUPPORTED. */
-export async function decodeImage(bytes: Uint8Array, name: string, limits: ImageLimits): Promise<RawImage> {
+export async function decodeImage(
+  bytes: Uint8Array,
+  name: string,
+  limits: ImageLimits,
+  buffers: PixelBuffers,
+): Promise<RawImage> {
   const format = sniff(bytes);
   if (format === undefined) {
     const known = SIGNATURES.map(([type]) => type).join(', ');
@@ -40,9 +46,9 @@ export async function decodeImage(bytes: Uint8Array, name: string, limits: Image
     const { width, height, space, channels } = await sharp(bytes, options).metadata();
     checkPixels(name, width, height, limits.maxPixels);
     const image = sharp(bytes, options);
-    if (space === 'cmyk') return await decodeCmyk(image);
+    if (space === 'cmyk') return await decodeCmyk(image, buffers);
     const gray16 = space === 'grey16' && (channels === 1 || (format === 'png' && bytes[PNG_COLOUR_TYPE] === PNG_GRAY));
-    return gray16 ? await decodeGray16(image) : await decodeRgb(image);
+    return gray16 ? await decodeGray16(image, buffers) : await decodeRgb(image, buffers);
   } catch (error) {
     if (error instanceof QFormerError) throw error;
     const reason = (error as Error).message.trim().replace(/\s+/g, ' ');
@@ -72,24 +78,24 @@ function loadSharp(): Promise<SharpFactory> {
   return loading;
 }
 
-async function decodeRgb(image: Sharp): Promise<RawImage> {
+async function decodeRgb(image: Sharp, buffers: PixelBuffers): Promise<RawImage> {
   const { data, info } = await image.removeAlpha().toColourspace('srgb').raw().toBuffer({ resolveWithObject: true });
   // toRgb also copies three channels: the buffers that sharp gives out cannot be transferred to a worker
-  return { data: toRgb(data, info.channels as 1 | 3 | 4), width: info.width, height: info.height };
+  return { data: toRgb(data, info.channels as 1 | 3 | 4, buffers), width: info.width, height: info.height };
 }
 
-async function decodeGray16(image: Sharp): Promise<RawImage> {
+async function decodeGray16(image: Sharp, buffers: PixelBuffers): Promise<RawImage> {
   const pixels = image.removeAlpha().toColourspace('grey16').raw({ depth: 'ushort' });
   const { data, info } = await pixels.toBuffer({ resolveWithObject: true });
   const gray = new Uint8Array(info.width * info.height);
   for (let i = 0; i < gray.length; i++) gray[i] = Math.min(data.readUInt16LE(2 * i), 255);
-  return { data: toRgb(gray, 1), width: info.width, height: info.height };
+  return { data: toRgb(gray, 1, buffers), width: info.width, height: info.height };
 }
 
-async function decodeCmyk(image: Sharp): Promise<RawImage> {
+async function decodeCmyk(image: Sharp, buffers: PixelBuffers): Promise<RawImage> {
   const pixels = image.pipelineColourspace('cmyk').toColourspace('cmyk').raw();
   const { data, info } = await pixels.toBuffer({ resolveWithObject: true });
-  const rgb = new Uint8Array(info.width * info.height * 3);
+  const rgb = buffers.take(info.width * info.height * 3);
   for (let from = 0, to = 0; to < rgb.length; from += info.channels, to += 3) {
     const light = 255 - data[from + 3]!;
     for (let c = 0; c < 3; c++) rgb[to + c] = light - divideBy255(data[from + c]! * light);

@@ -5,6 +5,7 @@
 import { QFormerError, checkOptions, describe } from '../errors.js';
 import { decodeImage } from './image-decode.js';
 import { readImageBytes } from './image-source.js';
+import { PixelBuffers } from './pixel-buffers.js';
 import { fromPixels, type RawImage, type RawPixels } from './pixels.js';
 
 export type { RawImage, RawPixels } from './pixels.js';
@@ -33,16 +34,20 @@ export type ImageLimits = Required<Omit<ImageOptions, 'signal'>> & Pick<ImageOpt
 const OPTIONS = ['exif', 'maxBytes', 'maxPixels', 'allowHttp', 'httpTimeout', 'signal'];
 
 /**
- * Reads and decodes an image. Rejects with INVALID_ARGUMENT (not an image input, beyond a limit, http not allowed), IO (cannot be
+ * Reads and decodes an image, into memory of `buffers`. Rejects with INVALID_ARGUMENT (not an image input, beyond a limit, http not allowed), IO (cannot be
  * read), FORMAT (not an image, truncated, damaged), UNSUPPORTED (sharp is not usable) and ABORTED.
  */
-export async function loadImage(input: ImageInput, options: ImageOptions = {}): Promise<RawImage> {
+export async function loadImage(
+  input: ImageInput,
+  options: ImageOptions = {},
+  buffers = new PixelBuffers(),
+): Promise<RawImage> {
   const limits = checkLimits(options);
   throwIfAborted(limits.signal);
-  if (isRawPixels(input)) return fromPixels(input, limits.maxPixels);
+  if (isRawPixels(input)) return fromPixels(input, limits.maxPixels, buffers);
   const { bytes, name } = await readImageBytes(input, limits);
   throwIfAborted(limits.signal);
-  const image = await decodeImage(bytes, name, limits);
+  const image = await decodeImage(bytes, name, limits, buffers);
   throwIfAborted(limits.signal);
   return image;
 }

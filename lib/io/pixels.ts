@@ -1,6 +1,7 @@
 // Uncompressed pixels: what callers may pass, what decoding gives, and the step between them.
 
 import { QFormerError, describe } from '../errors.js';
+import type { PixelBuffers } from './pixel-buffers.js';
 
 /** Pixels in row-major order; 1 channel is gray, the fourth (alpha) is dropped. */
 export interface RawPixels {
@@ -10,9 +11,9 @@ export interface RawPixels {
   channels: 1 | 3 | 4;
 }
 
-/** Decoded image, `data`: [height, width, 3] u8; its buffer holds nothing else and may be transferred. */
+/** Decoded image, `data`: [height, width, 3] u8; nobody else uses its buffer, which may be transferred. */
 export interface RawImage {
-  data: Uint8Array;
+  data: Uint8Array<ArrayBuffer>;
   width: number;
   height: number;
 }
@@ -28,7 +29,7 @@ export function checkPixels(name: string, width: number, height: number, maxPixe
  * Checks pixels given by the caller and makes them RGB. Always a copy: the result is transferred to a worker, and the caller's
  * buffer must survive that. Throws INVALID_ARGUMENT.
  */
-export function fromPixels(pixels: RawPixels, maxPixels: number): RawImage {
+export function fromPixels(pixels: RawPixels, maxPixels: number, buffers: PixelBuffers): RawImage {
   const { data, width, height, channels } = pixels;
   for (const [key, value] of [
     ['width', width],
@@ -51,13 +52,20 @@ export function fromPixels(pixels: RawPixels, maxPixels: number): RawImage {
     const message = `pixels: data must have ${width} × ${height} × ${channels} bytes, got ${data.length}`;
     throw new QFormerError('INVALID_ARGUMENT', message);
   }
-  return { data: toRgb(data, channels), width, height };
+  return { data: toRgb(data, channels, buffers), width, height };
 }
 
-/** `data`: [pixels, channels] u8 → [pixels, 3] in a new buffer: gray is repeated, alpha dropped. */
-export function toRgb(data: Uint8Array | Uint8ClampedArray, channels: 1 | 3 | 4): Uint8Array {
-  if (channels === 3) return new Uint8Array(data);
-  const rgb = new Uint8Array((data.length / channels) * 3);
+/** `data`: [pixels, channels] u8 → [pixels, 3] in one of `buffers`: gray is repeated, alpha dropped. */
+export function toRgb(
+  data: Uint8Array | Uint8ClampedArray,
+  channels: 1 | 3 | 4,
+  buffers: PixelBuffers,
+): Uint8Array<ArrayBuffer> {
+  const rgb = buffers.take((data.length / channels) * 3);
+  if (channels === 3) {
+    rgb.set(data);
+    return rgb;
+  }
   const [green, blue] = channels === 1 ? [0, 0] : [1, 2];
   for (let from = 0, to = 0; to < rgb.length; from += channels, to += 3) {
     rgb[to] = data[from]!;
