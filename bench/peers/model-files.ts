@@ -1,6 +1,7 @@
 // The models that contestants load: random weights, the same in every run, written once into build-peers/models and kept.
 
-import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import sharp from 'sharp';
 import { DEMONSTRATION_MODEL } from '../model/package.js';
@@ -65,6 +66,19 @@ export async function makeModelFiles(files: ReadonlySet<ModelFile>): Promise<voi
     renameSync(part, target);
     const bytes = statSync(target).isFile() ? `, ${(statSync(target).size / 1e6).toFixed(1)} MB` : '';
     console.log(`written: ${target}${bytes}`);
+  }
+}
+
+/**
+ * Has the kernel forget what it holds of `files`, so that whoever reads them finds them as after a restart. How a file came into
+ * the page cache decides the size of its pages there, and by that the speed of weights that are used in place.
+ */
+export function forgetPages(files: ReadonlySet<ModelFile>): void {
+  for (const file of files) {
+    const target = join(MODELS, file);
+    const parts = statSync(target).isFile() ? [target] : readdirSync(target).map((part) => join(target, part));
+    // GNU dd; elsewhere the pages stay.
+    for (const part of parts) spawnSync('dd', [`if=${part}`, 'iflag=nocache', 'count=0'], { stdio: 'ignore' });
   }
 }
 

@@ -10,7 +10,7 @@ import type { Fact } from './fact.js';
 import { FACT_GROUPS, measureFacts } from './facts.js';
 import { installPeers } from './install.js';
 import { play } from './match.js';
-import { makeModelFiles } from './model-files.js';
+import { forgetPages, makeModelFiles } from './model-files.js';
 import { mergeReport, writePeerReport, type PeerReport } from './report.js';
 
 export async function runPeers(options: Options): Promise<void> {
@@ -22,7 +22,9 @@ export async function runPeers(options: Options): Promise<void> {
   const wanted = new Set([...opponents, ...factGroups.flatMap(({ peers }) => peers)]);
   report.peers = installPeers(wanted, options.offline);
   for (const { name, version, missing } of report.peers) console.log(`${name}: ${version ?? `MISSING, ${missing}`}`);
-  await makeModelFiles(new Set(chosen.flatMap(({ files }) => files)));
+  const files = new Set(chosen.flatMap(({ files }) => files));
+  await makeModelFiles(files);
+  forgetPages(files);
   for (const threads of counts) {
     const peaks = measurePeaks(threads, smoke);
     report.peaks.push(peaks);
