@@ -9,7 +9,7 @@ const NONE: BanRules = { noRepeatNgramSize: 0, badWords: [], eosTokenIds: [0], m
 function banned(rules: Partial<BanRules>, prompt: number[], generated: number[] = []): number[] {
   const state = new LogitRules({ ...NONE, ...rules }, prompt);
   for (const id of generated) state.append(id);
-  return [...new Set([...state.alwaysBanned, ...state.banned()])].sort((a, b) => a - b);
+  return [...new Set([...state.alwaysBanned.flatMap((ids) => [...ids]), ...state.banned()])].sort((a, b) => a - b);
 }
 
 /** Every id that would complete an n-gram that occurs already, by search. */
@@ -22,6 +22,20 @@ function repeats(tokens: number[], size: number): number[] {
   }
   return [...ids].sort((a, b) => a - b);
 }
+
+describe('rows that stand for no token', () => {
+  it('are banned at every step, beside bad words', () => {
+    const rules = { noTokens: Int32Array.of(7, 8), badWords: [[5], [1, 6]] };
+    expect(banned(rules, [3, 1])).toEqual([5, 6, 7, 8]);
+    expect(banned(rules, [3, 1], [2])).toEqual([5, 7, 8]);
+  });
+
+  it('are shared with what is forked', () => {
+    const noTokens = Int32Array.of(7);
+    const fork = new LogitRules({ ...NONE, noTokens }, [1]).fork();
+    expect(fork.alwaysBanned).toContain(noTokens);
+  });
+});
 
 describe('no-repeat n-grams', () => {
   it('bans what would repeat an n-gram of prompt and answer', () => {

@@ -30,8 +30,6 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kCacheLimit = size_t{256} << 20;
 constexpr size_t kHugePage = size_t{2} << 20;
-// Smaller blocks would waste much of their last huge page, or have none that is whole.
-constexpr size_t kHugeBlock = 2 * kHugePage;
 
 struct BlockCache {
   std::mutex mutex;
@@ -45,10 +43,17 @@ BlockCache& cache() {
   return *instance;
 }
 
+size_t round_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
+
 size_t size_class(size_t bytes) {
   bytes = std::max(bytes, kAlignment);
-  const size_t step = std::max(kAlignment, std::bit_floor(bytes) / 8);
-  return (bytes + step - 1) / step * step;
+  return round_up(bytes, std::max(kAlignment, std::bit_floor(bytes) / 8));
+}
+
+// Bytes of the mapping of a block: whole huge pages, unless more than an eighth would be waste.
+size_t mapped_size(size_t size) {
+  const size_t whole = round_up(size, kHugePage);
+  return whole - size <= size / 8 ? whole : size;
 }
 
 // A mapping of its own that starts at a huge page. Not from malloc: its arenas would keep the freed block, and the
@@ -69,13 +74,15 @@ void* map_huge(size_t size) {
 }
 
 // `size` is a size class. Null where there is no memory.
-void* new_block(size_t size) { return size < kHugeBlock ? std::aligned_alloc(kAlignment, size) : map_huge(size); }
+void* new_block(size_t size) {
+  return size < kHugePage ? std::aligned_alloc(kAlignment, size) : map_huge(mapped_size(size));
+}
 
 void free_block(void* block, size_t size) {
-  if (size < kHugeBlock) {
+  if (size < kHugePage) {
     std::free(block);
   } else {
-    munmap(block, size);
+    munmap(block, mapped_size(size));
   }
 }
 

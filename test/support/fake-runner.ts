@@ -42,7 +42,7 @@ function seedState(sequence: Sequence): number {
 }
 
 function choose(state: number, sequence: Sequence, eosEvery: number): number {
-  const banned = new Set([...sequence.rules.alwaysBanned, ...sequence.rules.banned()]);
+  const banned = new Set([...sequence.rules.alwaysBanned.flatMap((ids) => [...ids]), ...sequence.rules.banned()]);
   let h = mix(mix(state, sequence.params.seed), sequence.numGenerated);
   for (;;) {
     h = mix(h, 1);
@@ -53,7 +53,7 @@ function choose(state: number, sequence: Sequence, eosEvery: number): number {
 
 /** The best next tokens by log-probabilities that depend on the whole prefix. */
 function rank(state: number, sequence: Sequence): Candidates {
-  const banned = new Set([...sequence.rules.alwaysBanned, ...sequence.rules.banned()]);
+  const banned = new Set([...sequence.rules.alwaysBanned.flatMap((ids) => [...ids]), ...sequence.rules.banned()]);
   const all = Array.from({ length: VOCAB }, (_, id) => {
     return { id, logprob: Math.fround(-(mix(mix(state, sequence.params.seed), id + 1) >>> 0) / 2 ** 30) };
   }).filter(({ id }) => !banned.has(id));

@@ -20,11 +20,13 @@ export class PromptBuilder {
   readonly #checkpoint: Checkpoint;
   readonly #tokenizer: TextTokenizer;
   readonly #qformerTokenizer: TextTokenizer | undefined;
+  readonly #noTokens: Int32Array;
 
   /** Loads the tokenizers. Errors: IO, FORMAT. */
   constructor(checkpoint: Checkpoint) {
     this.#checkpoint = checkpoint;
     this.#tokenizer = TextTokenizer.load(checkpoint.tokenizerDir);
+    this.#noTokens = rowsWithoutToken(checkpoint, this.#tokenizer);
     const { qformerTokenizerDir } = checkpoint;
     this.#qformerTokenizer = qformerTokenizerDir === undefined ? undefined : TextTokenizer.load(qformerTokenizerDir);
   }
@@ -52,10 +54,8 @@ export class PromptBuilder {
       ...(adapter !== undefined && { adapter }),
       params,
       eosTokenIds: generation.eosTokenIds,
-      badWordIds: [
-        ...params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
-        ...this.#rowsWithoutToken(),
-      ],
+      badWordIds: params.badWords.flatMap((word) => (typeof word === 'string' ? this.#spellings(word) : [word])),
+      noTokens: this.#noTokens,
       // BLIP-2 over OPT was trained on captions between a space and a newline; the reference strips them.
       trimText: config.vision !== undefined && config.text.modelType === 'opt',
       detokenizer: () => new IncrementalDetokenizer(this.#tokenizer, { skipSpecialTokens: true }),
@@ -113,13 +113,6 @@ export class PromptBuilder {
     return { instructionIds: ids };
   }
 
-  /** Embedding tables are padded to a round number of rows; what lies beyond the tokenizer was never trained and has no text. */
-  #rowsWithoutToken(): number[][] {
-    const first = this.#tokenizer.vocabSize;
-    const count = Math.max(0, this.#checkpoint.config.text.vocabSize - first);
-    return Array.from({ length: count }, (_, i) => [first + i]);
-  }
-
   /** A word's ids with and without a space in front, since it may follow either. */
   #spellings(word: string): number[][] {
     const bare = this.#tokenizer.encode(word, { addSpecialTokens: false });
@@ -130,6 +123,13 @@ export class PromptBuilder {
 }
 
 /** The legacy layout has no id for an image row: -1 is in no vocabulary, so penalties and n-grams never see it. */
+/** Embedding tables are padded to a round number of rows; what lies beyond the tokenizer was never trained and has no text. */
+function rowsWithoutToken({ config, generation }: Checkpoint, { vocabSize }: TextTokenizer): Int32Array {
+  const count = Math.max(0, config.text.vocabSize - vocabSize);
+  const rows = Int32Array.from({ length: count }, (_, i) => vocabSize + i);
+  return rows.filter((id) => !generation.eosTokenIds.includes(id));
+}
+
 function withoutIds(ids: readonly number[], rows: readonly number[]): number[] {
   const result = [...ids];
   for (const row of rows) result[row] = -1;

@@ -8,6 +8,8 @@ export interface BanRules {
   noRepeatNgramSize: number;
   /** Token id sequences that must not be completed. */
   badWords: readonly (readonly number[])[];
+  /** Ids that stand for no token: thousands, where an embedding table has many spare rows. None is an end-of-sequence token. */
+  noTokens?: Int32Array;
   /** Banned until `minNewTokens` tokens were generated. */
   eosTokenIds: readonly number[];
   minNewTokens: number;
@@ -71,9 +73,10 @@ export class LogitRules {
     this.#see(id);
   }
 
-  /** The ids that must never come. A vocabulary with rows that stand for no token has thousands. */
-  get alwaysBanned(): Int32Array {
-    return this.#badWords.ids;
+  /** The ids that must never come. */
+  get alwaysBanned(): readonly Int32Array[] {
+    const { noTokens } = this.rules;
+    return noTokens === undefined ? [this.#badWords.ids] : [this.#badWords.ids, noTokens];
   }
 
   /** The ids that must not come next beside those; may repeat an id. */

@@ -38,6 +38,8 @@ export interface SequenceInit {
   params: ResolvedParams;
   eosTokenIds: readonly number[];
   badWordIds?: readonly (readonly number[])[];
+  /** As in BanRules. */
+  noTokens?: Int32Array;
   /** Makes the detokenizer of one answer. */
   detokenizer: () => Detokenizer;
   /** The text has no white space around it. Default false. */
@@ -98,7 +100,15 @@ export class Sequence implements SequenceGroup {
     this.cacheSeed = this.encoder === undefined ? seed : JSON.stringify(['decoder', seed, init.encoderTokens]);
     this.rules =
       origin?.rules.fork() ??
-      new LogitRules({ ...init.params, badWords: init.badWordIds ?? [], eosTokenIds: init.eosTokenIds }, this.tokens);
+      new LogitRules(
+        {
+          ...init.params,
+          badWords: init.badWordIds ?? [],
+          eosTokenIds: init.eosTokenIds,
+          ...(init.noTokens && { noTokens: init.noTokens }),
+        },
+        this.tokens,
+      );
     this.timer = origin?.timer ?? new RequestTimer(init.arrival);
     this.numComputed = origin?.numComputed ?? 0;
     this.blockHashes = [...(origin?.blockHashes ?? [])];

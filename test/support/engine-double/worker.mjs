@@ -17,7 +17,7 @@ const timings = {
   totalMs: 2,
   tokensPerSecond: 1,
 };
-const step = (event) => parentPort.postMessage({ type: 'step', events: [event] });
+const step = (event) => parentPort.postMessage({ type: 'step', buffers: [], events: [event] });
 
 function end(id, finishReason) {
   const { tokenIds, request } = running.get(id);
