@@ -15,7 +15,6 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import { isQFormerError } from '../lib/errors.js';
 import { loadImage, type ImageInput, type ImageOptions, type RawImage } from '../lib/io/image.js';
-import { PixelBuffers } from '../lib/io/pixel-buffers.js';
 import { parseSafetensorsHeader } from '../lib/io/safetensors.js';
 import { expectRejection } from './support/expect-error.js';
 import { propertyRuns } from './support/property-runs.js';
@@ -135,55 +134,6 @@ describe('an image may be given as', () => {
       expect(data.length).toBe(0);
     }
     expect(sha256((await loadImage(input)).data)).toBe(cases[0]!.rgb_sha256);
-  });
-});
-
-describe('memory given back', () => {
-  const MIB = 2 ** 20;
-  const taken = (buffers: PixelBuffers, bytes: number): ArrayBuffer => buffers.take(bytes).buffer;
-
-  test('takes the next image, whose pixels are all its own', async () => {
-    for (const name of ['odd.png', 'cmyk.jpg', 'gray16.png', 'gray.png']) {
-      const alone = await loadImage(image(name));
-      const buffers = new PixelBuffers();
-      const used = new ArrayBuffer(alone.data.length + 1000);
-      new Uint8Array(used).fill(77);
-      buffers.giveBack([used]);
-      const again = await loadImage(image(name), {}, buffers);
-      expect(again.data.buffer).toBe(used);
-      expect(again).toEqual(alone);
-    }
-    const buffers = new PixelBuffers();
-    const used = new Uint8Array(100).fill(77).buffer;
-    buffers.giveBack([used]);
-    const gray = await loadImage({ data: new Uint8Array([1, 2]), width: 2, height: 1, channels: 1 }, {}, buffers);
-    expect(gray.data.buffer).toBe(used);
-    expect([...gray.data]).toEqual([1, 1, 1, 2, 2, 2]);
-  });
-
-  test('serves whom it fits best, once', () => {
-    const buffers = new PixelBuffers();
-    const [large, small] = [new ArrayBuffer(200), new ArrayBuffer(100)];
-    buffers.giveBack([large, small, new ArrayBuffer(0)]);
-    expect(buffers.bytes).toBe(300);
-    expect(taken(buffers, 90)).toBe(small);
-    expect(taken(buffers, 90)).toBe(large);
-    expect(taken(buffers, 90).byteLength).toBe(90);
-    buffers.giveBack([small]);
-    expect(taken(buffers, 101).byteLength).toBe(101);
-    expect(taken(buffers, 100)).toBe(small);
-    expect(buffers.bytes).toBe(0);
-  });
-
-  test('is bounded, and the largest stay', () => {
-    const buffers = new PixelBuffers();
-    for (let i = 0; i < 10; i++) buffers.giveBack([new ArrayBuffer(5 * MIB), new ArrayBuffer(3 * MIB)]);
-    expect(buffers.bytes).toBe(30 * MIB);
-    buffers.giveBack([new ArrayBuffer(33 * MIB)]);
-    expect(buffers.bytes).toBe(30 * MIB);
-    buffers.giveBack([new ArrayBuffer(32 * MIB)]);
-    expect(buffers.bytes).toBe(32 * MIB);
-    expect(taken(buffers, 1).byteLength).toBe(32 * MIB);
   });
 });
 

@@ -263,34 +263,6 @@ describe('pictures', () => {
     expect(picture.data.length).toBe(0);
     await closed(client);
   });
-
-  it('leave their memory for others when their request is answered, refused or cancelled', async () => {
-    const client = await startClient(worker.url, VICUNA);
-    const { data, width, height } = await image('images/img0.png');
-    const take = (): RequestImage => {
-      const copy = client.pixelBuffers.take(data.length);
-      copy.set(data);
-      return { data: copy, width, height };
-    };
-    const submit = (request: Partial<EngineRequest>) =>
-      client.submit({ prompt: 'a', images: [take()], ...request }, { transferImages: true });
-    const first = await submit({}).done;
-    expect(client.pixelBuffers.bytes).toBe(data.length);
-    const second = submit({});
-    expect(client.pixelBuffers.bytes).toBe(0);
-    expect((await second.done).text).toBe(first.text);
-    expect(client.pixelBuffers.bytes).toBe(data.length);
-    await expect(submit({ images: [{ ...take(), width: 1 }] }).done).rejects.toThrow('bytes');
-    expect(client.pixelBuffers.bytes).toBe(data.length);
-    const long = submit({ params: { maxNewTokens: 1000, ignoreEos: true } });
-    long.abort();
-    expect((await long.done).finishReason).toBe('abort');
-    expect(client.pixelBuffers.bytes).toBe(data.length);
-    await client.run({ kind: 'hold', image: take() }).done;
-    expect(client.pixelBuffers.bytes).toBe(data.length);
-    expect((await submit({}).done).text).toBe(first.text);
-    await closed(client);
-  });
 });
 
 describe('cancellation', () => {

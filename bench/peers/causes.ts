@@ -36,7 +36,7 @@ const CAUSES: readonly Cause[] = [
     text:
       'A token reads 1,067 MB (int8) or 582 MB (int4), where Q8_0 and Q4_0 read 1,099 and 581 MB; the head has 8 bits in either. ' +
       'Products of 2,048 × 2,048 read at 45 GB/s with two threads in int4, those of the key and value matrices of 256 rows at 20, ' +
-      'those of the head at 55. Tried: huge pages for matrices of 2 MB as well (no gain), q, k and v as one product (1 to 3 %).',
+      'those of the head at 55. Tried: q, k and v as one product (1 to 3 %).',
   },
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,
@@ -64,8 +64,8 @@ const CAUSES: readonly Cause[] = [
     of: /^image: /,
     text:
       'Fresh memory: a page fault costs 15 to 18 µs on this host. Decoding takes 25 ms with 1,100 of them for 4.5 MB of pixels and 7.5 ms without, ' +
-      'the copy that a worker can be given 19 ms with as many; resizing takes 1.3 ms. Pillow decodes in 42 to 52 ms with 2,600 to ' +
-      '2,900 faults and in 8 with 400. Not tried: buffers that the worker gives back.',
+      'resizing 1.3 ms. The copy that a worker can be given took 19 ms with as many, and takes 1 in memory that the worker gives back. ' +
+      'Pillow decodes in 42 to 52 ms with 2,600 to 2,900 faults and in 8 with 400.',
   },
   {
     of: /^start: /,

@@ -41,20 +41,28 @@ constexpr int64_t kStreamedRows = 1040;  // of a quantised call at a time, at mo
 // Floats of `count` elements of k of a packed row.
 int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * dot.step_floats; }
 
-// task(prepare(), i) for all i below `tasks`, some neighbours at a time. Where there are few threads, each prepares for
-// itself.
+// task(prepare(), i, next) for all i below `tasks`, some neighbours at a time, but one by one at the end, where who has
+// none left would wait. next() claims what the same thread does then, `tasks` for nothing; a task returns that and may
+// ask early, to read ahead. With two threads that makes products of 1,408 columns 1.0 to 1.1 times as fast. Where there
+// are few threads, each prepares for itself.
 template <class Prepare, class Task>
 void share(int64_t tasks, int64_t together, const Prepare& prepare, const Task& task) {
   const int64_t threads = std::min<int64_t>(pool_threads(), tasks);
   const bool own = threads <= kPackingThreads;
   const auto shared = own ? decltype(prepare()){} : prepare();
+  const int64_t runs = std::max<int64_t>(tasks - 2 * threads, 0) / together, alone = runs * together;
+  const int64_t turns = runs + tasks - alone;
   alignas(64) std::atomic<int64_t> next{0};  // apart from what all threads read
   parallel_for(threads, 1, [&](int64_t, int64_t) {
-    if (next.load(std::memory_order_relaxed) >= tasks) return;
+    const auto claim = [&] {
+      const int64_t turn = next.fetch_add(1, std::memory_order_relaxed);
+      return turn < runs ? turn * together : std::min(alone + turn - runs, tasks);
+    };
+    if (next.load(std::memory_order_relaxed) >= turns) return;
     const auto prepared = own ? prepare() : shared;
-    int64_t first;
-    while ((first = next.fetch_add(together, std::memory_order_relaxed)) < tasks) {
-      for (int64_t i = first; i < std::min(first + together, tasks); i++) task(prepared, i);
+    for (int64_t i = claim(); i < tasks;) {
+      const bool goes_on = i < alone && (i + 1) % together != 0;
+      i = task(prepared, i, [&] { return goes_on ? i + 1 : claim(); });
     }
   });
 }
@@ -109,11 +117,12 @@ void run_streaming(const LinearCall& call, const DotKernels& dot) {
   for (int64_t row = 0; row < call.m; row += block) {
     share(
         ceil_div(call.n, chunk), 1, [&] { return stream_rows(call, dot, row, std::min(block, call.m - row)); },
-        [&](const StreamedRows& x, int64_t task) {
+        [&](const StreamedRows& x, int64_t task, const auto& next) {
           const int64_t end = std::min((task + 1) * chunk, call.n);
           for (int64_t column = task * chunk; column < end; column += columns) {
             stream_columns(call, dot, x, column, std::min(columns, end - column));
           }
+          return next();
         });
   }
 }
@@ -149,14 +158,15 @@ PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, int64_t row,
 // pass through L1.
 class PanelTask {
  public:
-  PanelTask(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n)
-      : call_(call), dot_(dot), x_(x), column_(column), n_(n), ld_(round_up(n, width())) {}
+  // next: the column that the thread goes on with.
+  PanelTask(const LinearCall& call, const DotKernels& dot, const PackedRows& x, int64_t column, int64_t n, int64_t next)
+      : call_(call), dot_(dot), x_(x), column_(column), n_(n), next_(next), ld_(round_up(n, width())) {}
 
   void run() {
     auto* sums = static_cast<float*>(thread_scratch(
         Scratch::kSums, static_cast<size_t>((call_.w_up != nullptr ? 2 : 1) * x_.rows * ld_) * sizeof(float)));
     float* up = call_.w_up != nullptr ? sums + x_.rows * ld_ : nullptr;
-    const Next next_task{call_.w, column_ + n_, 0};
+    const Next next_task{call_.w, next_, 0};
     fill(call_.w, sums, up != nullptr ? Next{call_.w_up, column_, 0} : next_task);
     if (up != nullptr) fill(call_.w_up, up, next_task);
     finish_block(call_, sums, up, ld_, x_.row, x_.rows, column_, n_);
@@ -207,7 +217,7 @@ class PanelTask {
   const LinearCall& call_;
   const DotKernels& dot_;
   const PackedRows& x_;
-  int64_t column_, n_, ld_;
+  int64_t column_, n_, next_, ld_;
 };
 
 void run_panels(const LinearCall& call, const DotKernels& dot) {
@@ -219,9 +229,11 @@ void run_panels(const LinearCall& call, const DotKernels& dot) {
     share(
         ceil_div(call.n, columns), kTasksTogether,
         [&] { return pack_rows(call, dot, row, std::min(block, call.m - row)); },
-        [&](const PackedRows& x, int64_t task) {
-          const int64_t column = task * columns;
-          PanelTask(call, dot, x, column, std::min(columns, call.n - column)).run();
+        [&](const PackedRows& x, int64_t task, const auto& next) {
+          const int64_t column = task * columns, following = next();
+          PanelTask(call, dot, x, column, std::min(columns, call.n - column), std::min(following * columns, call.n))
+              .run();
+          return following;
         });
   }
 }
