@@ -34,8 +34,8 @@ export type ImageLimits = Required<Omit<ImageOptions, 'signal'>> & Pick<ImageOpt
 const OPTIONS = ['exif', 'maxBytes', 'maxPixels', 'allowHttp', 'httpTimeout', 'signal'];
 
 /**
- * Reads and decodes an image, into memory of `buffers`. Rejects with INVALID_ARGUMENT (not an image input, beyond a limit, http not allowed), IO (cannot be
- * read), FORMAT (not an image, truncated, damaged), UNSUPPORTED (sharp is not usable) and ABORTED.
+ * Reads and decodes an image, into memory of `buffers`. Rejects with INVALID_ARGUMENT (not an image input, beyond a limit, http
+ * not allowed), IO (cannot be read), FORMAT (not an image, truncated, damaged), UNSUPPORTED (sharp is not usable) and ABORTED.
  */
 export async function loadImage(
   input: ImageInput,
