@@ -6,12 +6,10 @@
 //   (an id out of range, an allocation that fails).
 // - Structs are copied byte for byte when a graph is recorded, so they hold pointers and numbers only.
 // - Accumulation is in f32. Results do not depend on the other rows of a batch nor on the number of threads: every
-// output
-//   element has one fixed reduction order, whatever M is.
+//   output element has one fixed reduction order, whatever M is.
 // - "activation" tensors have one dtype per call, named by the field `dtype`: f32 on every backend, f16 and bf16 where
-// the
-//   device computes in them (QfBackend.activation_dtypes). An op whose dtype a backend lacks returns QF_UNSUPPORTED.
-//   Weights of norms, biases, pixels and logits are f32 always.
+//   the device computes in them (QfBackend.activation_dtypes). An op whose dtype a backend lacks returns
+//   QF_UNSUPPORTED. Weights of norms, biases, pixels and logits are f32 always.
 // - A backend may run asynchronously: what it finds on the device (an id out of range) is then reported by the next
 //   download or synchronize.
 // - "ld*" and "*_stride" are distances in elements between consecutive rows (tokens); the last axis is always dense.
