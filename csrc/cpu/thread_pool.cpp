@@ -24,6 +24,8 @@ constexpr int32_t kMaxThreads = 1024;
 constexpr int64_t kChunksPerThread = 16;
 constexpr auto kSpin = std::chrono::microseconds(40);
 
+using Clock = std::chrono::steady_clock;
+
 thread_local bool inside_job = false;
 
 void relax() {
@@ -37,13 +39,13 @@ void relax() {
 // Polls `ready` for kSpin; false where it never came true.
 template <class Ready>
 bool spin_until(const Ready& ready) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  const auto deadline = Clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; i++) {
       if (ready()) return true;
       relax();
     }
-  } while (std::chrono::steady_clock::now() < deadline);
+  } while (Clock::now() < deadline);
   return false;
 }
 
@@ -53,6 +55,40 @@ uint64_t chunks_of(uint64_t progress) { return progress >> 16 & 0xffff; }
 uint64_t next_of(uint64_t progress) { return progress & 0xffff; }
 bool has_work(uint64_t progress) { return next_of(progress) < chunks_of(progress); }
 
+// How many threads do without: where another process takes a CPU, a thread that shares it stops for milliseconds with a
+// chunk in hand, and whoever waits for it loses more than the thread adds. A job that waits longer than it has worked
+// leaves one thread out, at first for as long as it waited; soon after another such job, for twice as long as before.
+class Crowding {
+ public:
+  // Threads of a job that begins now.
+  int32_t threads(int32_t wanted) {
+    if (left_out_ > 0 && Clock::now() >= until_) {
+      left_out_--;
+      changed_ = until_;
+      until_ += pause_;
+    }
+    return std::max(wanted - left_out_, 1);
+  }
+
+  // A job has worked, and waited then for the chunks of others.
+  void waited(Clock::duration worked, Clock::duration waited) {
+    if (waited < std::max<Clock::duration>(kStopped, worked)) return;
+    const Clock::time_point now = Clock::now();
+    pause_ = std::min<Clock::duration>(now - changed_ < 4 * pause_ ? 2 * pause_ : waited, kLongestPause);
+    left_out_++;
+    changed_ = now;
+    until_ = now + pause_;
+  }
+
+ private:
+  static constexpr auto kStopped = std::chrono::microseconds(500);
+  static constexpr auto kLongestPause = std::chrono::milliseconds(250);
+
+  int32_t left_out_ = 0;
+  Clock::duration pause_{0};
+  Clock::time_point changed_, until_;
+};
+
 class ThreadPool {
  public:
   int32_t threads() const { return threads_.load(std::memory_order_relaxed); }
@@ -60,10 +96,15 @@ class ThreadPool {
   void set_threads(int32_t threads) { threads_.store(std::clamp(threads, 1, kMaxThreads), std::memory_order_relaxed); }
 
   void run(int64_t count, int64_t grain, detail::RangeFunction function, const void* body) {
-    const int32_t threads = this->threads();
     std::unique_lock<std::mutex> owner(owner_, std::defer_lock);
-    if (inside_job || threads == 1 || count <= grain || !owner.try_lock()) return function(body, 0, count);
+    if (inside_job || threads() == 1 || count <= grain || !owner.try_lock()) return function(body, 0, count);
+    const int32_t threads = crowding_.threads(this->threads());
+    if (threads == 1) {
+      owner.unlock();
+      return function(body, 0, count);
+    }
     start_workers(threads - 1);
+    job_threads_.store(threads, std::memory_order_relaxed);
     const int64_t share = (count + threads * kChunksPerThread - 1) / (threads * kChunksPerThread);
     chunk_ = (share + grain - 1) / grain * grain;
     count_ = count;
@@ -74,8 +115,11 @@ class ThreadPool {
     done_.store(0, std::memory_order_relaxed);
     progress_.store(pack_progress(++epoch_, static_cast<uint64_t>(chunks)), std::memory_order_seq_cst);
     wake_workers();
+    const Clock::time_point begin = Clock::now();
     work();
+    const Clock::time_point worked = Clock::now();
     wait_until_done(chunks);
+    crowding_.waited(worked - begin, Clock::now() - worked);
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -104,7 +148,8 @@ class ThreadPool {
   void worker_loop(int32_t index) {
     inside_job = true;
     const auto ready = [&] {
-      return has_work(progress_.load(std::memory_order_seq_cst)) && index < threads_.load(std::memory_order_relaxed);
+      return has_work(progress_.load(std::memory_order_seq_cst)) &&
+             index < job_threads_.load(std::memory_order_relaxed);
     };
     for (;;) {
       if (!spin_until(ready)) {
@@ -155,6 +200,7 @@ class ThreadPool {
 
   std::mutex owner_;  // held by the thread whose job runs
   std::atomic<int32_t> threads_{usable_cpus()};
+  Crowding crowding_;
   int32_t started_ = 0;
   uint32_t epoch_ = 0;
 
@@ -164,6 +210,7 @@ class ThreadPool {
   std::exception_ptr error_;
 
   alignas(64) std::atomic<uint64_t> progress_{0};
+  std::atomic<int32_t> job_threads_{1};  // set before progress_
   alignas(64) std::atomic<int64_t> done_{0};
   std::atomic<bool> owner_sleeps_{false};
   std::mutex done_mutex_;

@@ -86,6 +86,32 @@ TEST("an exception in a range reaches the caller, and the pool works on") {
   }
 }
 
+TEST("a thread that stops with a chunk in hand is left out for a while, then takes part again") {
+  const PoolSize restore;
+  cpu::set_pool_threads(2);
+  // A job of two chunks: whether another thread took one, which then pauses as the caller does.
+  const auto shared = [](std::chrono::milliseconds caller_pause, std::chrono::milliseconds other_pause) {
+    const std::thread::id caller = std::this_thread::get_id();
+    std::atomic<bool> by_other{false};
+    cpu::parallel_for(2, 1, [&](int64_t, int64_t) {
+      const bool other = std::this_thread::get_id() != caller;
+      if (other) by_other = true;
+      std::this_thread::sleep_for(other ? other_pause : caller_pause);
+    });
+    return by_other.load();
+  };
+  const auto until_shared = [&](std::chrono::milliseconds caller_pause, std::chrono::milliseconds other_pause) {
+    for (int i = 0; i < 2000; i++) {
+      if (shared(caller_pause, other_pause)) return true;
+    }
+    return false;
+  };
+  using std::chrono::milliseconds;
+  CHECK(until_shared(milliseconds(1), milliseconds(200)));
+  CHECK(!shared(milliseconds(1), milliseconds(0)));
+  CHECK(until_shared(milliseconds(1), milliseconds(0)));
+}
+
 TEST("the pool's size is clamped to what it can hold") {
   const PoolSize restore;
   cpu::set_pool_threads(0);
