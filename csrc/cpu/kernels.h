@@ -40,6 +40,7 @@ struct RowsJob {
   int64_t ld_sums;
   const uint16_t* scales;  // of these rows, where they are quantised
   int64_t group;           // a multiple of kQuantUnit
+  bool from_memory;        // w is part of a matrix that no cache near a core holds
 };
 
 // A block of k of rows of x, packed, times the same of up to panel_columns rows of w (linear_panel.h). Rows of x lie in

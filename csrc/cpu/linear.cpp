@@ -32,11 +32,10 @@ constexpr int64_t kPackingThreads = 2;
 // threads of a Zen 5 EPYC 1.09 to 1.13 times as fast as with x packed at 768 x 768, 1.02 to 1.05 at 1408 x 1408, but
 // 0.94 at 4096 x 4096, and 0.75 to 0.97 with 32 rows.
 constexpr int64_t kManyRows = 64, kSmall = 1536;
-constexpr int64_t kStreamSums = 4096;    // raw sums waiting for their epilogue: 16 KiB of L1
-constexpr int64_t kStreamColumns = 64;   // at least, of many rows
-constexpr int64_t kStreamTasks = 16;     // of a thread
-constexpr int64_t kStreamGrain = 32;     // columns: whole tiles of two blocks of kQuantRows
-constexpr int64_t kStreamedRows = 1040;  // of a quantised call at a time, at most: packed x stays small
+constexpr int64_t kStreamSums = 4096;      // raw sums waiting for their epilogue: 16 KiB of L1
+constexpr int64_t kStreamGrain = 64;       // columns: whole tiles of four blocks of kQuantRows
+constexpr int64_t kCachedBytes = 1 << 20;  // of weights that may still lie in L2
+constexpr int64_t kStreamedRows = 1040;    // of a quantised call at a time, at most: packed x stays small
 
 // Floats of `count` elements of k of a packed row.
 int64_t packed_floats(const DotKernels& dot, int64_t count) { return ceil_div(count, dot.step) * dot.step_floats; }
@@ -63,6 +62,27 @@ void share(int64_t tasks, int64_t together, const Prepare& prepare, const Task& 
     for (int64_t i = claim(); i < tasks;) {
       const bool goes_on = i < alone && (i + 1) % together != 0;
       i = task(prepared, i, [&] { return goes_on ? i + 1 : claim(); });
+    }
+  });
+}
+
+// task(prepare(), begin, end) for all items below `count`, in ranges: each is half a thread's share of what is left, so
+// that what streams by does so in long pieces and threads end together all the same. `grain` items are worth a thread.
+template <class Prepare, class Task>
+void share_ranges(int64_t count, int64_t grain, const Prepare& prepare, const Task& task) {
+  const int64_t threads = std::min<int64_t>(pool_threads(), ceil_div(count, grain));
+  const bool own = threads <= kPackingThreads;
+  const auto shared = own ? decltype(prepare()){} : prepare();
+  alignas(64) std::atomic<int64_t> next{0};  // apart from what all threads read
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
+    int64_t begin = next.load(std::memory_order_relaxed);
+    if (begin >= count) return;
+    const auto prepared = own ? prepare() : shared;
+    while (begin < count) {
+      const int64_t end = threads == 1 ? count : begin + ceil_div(count - begin, 2 * threads);
+      if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      task(prepared, begin, end);
+      begin = next.load(std::memory_order_relaxed);
     }
   });
 }
@@ -94,11 +114,12 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, const Streame
       thread_scratch(Scratch::kSums, static_cast<size_t>(call.w_up != nullptr ? 2 * size : size) * sizeof(float)));
   float* up = call.w_up != nullptr ? sums + size : nullptr;
   const uint16_t* scales = call.bits != 0 ? call.scales + column * (call.k / call.group) : nullptr;
+  const bool from_memory = call.n * call.k * dot.w_bits / 8 >= kCachedBytes;
   const auto fill = [&](const void* w, float* out) {
     const void* from = static_cast<const char*>(w) + column * call.ldw * dot.w_bits / 8;
     for (int64_t i = 0; i < x.rows; i += x.together) {
       dot.rows({x.data + i * row_floats, std::min(x.together, x.rows - i), from, call.ldw, n, call.k, out + i * n, n,
-                scales, call.group});
+                scales, call.group, from_memory});
     }
   };
   fill(call.w, sums);
@@ -108,21 +129,19 @@ void stream_columns(const LinearCall& call, const DotKernels& dot, const Streame
 
 void run_streaming(const LinearCall& call, const DotKernels& dot) {
   const int64_t block = ceil_div(call.m, ceil_div(call.m, kStreamedRows));
-  const double elements = static_cast<double>(call.k) * (call.w_up != nullptr ? 2 : 1);
+  const double elements = static_cast<double>(call.k * kStreamGrain) * (call.w_up != nullptr ? 2 : 1);
   const double cost = std::max(elements * dot.w_bits / 8 / 15, elements * static_cast<double>(block) / 30);
-  const int64_t grain = std::min<int64_t>(round_up(grain_for(cost), kStreamGrain), 1024);
-  const int64_t chunk = round_up(std::max(grain, ceil_div(call.n, pool_threads() * kStreamTasks)), kStreamGrain);
   // Many columns at once: the weights are read as a few streams, and each should be long.
-  const int64_t columns = std::max(kStreamSums / block / kStreamGrain * kStreamGrain, kStreamColumns);
+  const int64_t columns = std::max(kStreamSums / block / kStreamGrain * kStreamGrain, kStreamGrain);
   for (int64_t row = 0; row < call.m; row += block) {
-    share(
-        ceil_div(call.n, chunk), 1, [&] { return stream_rows(call, dot, row, std::min(block, call.m - row)); },
-        [&](const StreamedRows& x, int64_t task, const auto& next) {
-          const int64_t end = std::min((task + 1) * chunk, call.n);
-          for (int64_t column = task * chunk; column < end; column += columns) {
+    share_ranges(
+        ceil_div(call.n, kStreamGrain), grain_for(cost),
+        [&] { return stream_rows(call, dot, row, std::min(block, call.m - row)); },
+        [&](const StreamedRows& x, int64_t first, int64_t last) {
+          const int64_t end = std::min(last * kStreamGrain, call.n);
+          for (int64_t column = first * kStreamGrain; column < end; column += columns) {
             stream_columns(call, dot, x, column, std::min(columns, end - column));
           }
-          return next();
         });
   }
 }

@@ -51,9 +51,9 @@ QfStatus lora_apply(int32_t, const QfLoraApply* args) {
       const char* down = static_cast<const char*>(a.a) + slot * a.rank * a.k * size;
       const char* up = static_cast<const char*>(a.b) + slot * a.n * a.rank * size;
       dot.pack_x(x + r * a.ldx, a.ldx, 1, a.k, packed);
-      dot.rows({packed, 1, down, a.k, a.rank, a.k, low, a.rank, nullptr, 0});
+      dot.rows({packed, 1, down, a.k, a.rank, a.k, low, a.rank, nullptr, 0, false});
       dot.pack_x(low, a.rank, 1, a.rank, packed);
-      dot.rows({packed, 1, up, a.rank, a.n, a.rank, high, a.n, nullptr, 0});
+      dot.rows({packed, 1, up, a.rank, a.n, a.rank, high, a.n, nullptr, 0, false});
       for (int64_t i = 0; i < a.n; i++) y[r * a.ldy + i] += a.scaling[slot] * high[i];
     }
   });

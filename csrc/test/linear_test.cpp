@@ -110,6 +110,26 @@ TEST("a row's bits are the same beside many rows of a long k, with an epilogue, 
   });
 }
 
+TEST("a row's bits are the same where weights stream from memory to few rows") {
+  const int32_t threads = cpu::threads();
+  on_every_level([] {
+    for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
+      const Case shape{.m = 20, .n = 1030, .k = 520, .dtype = dtype, .math = QF_MATH_BF16, .bias = true};
+      Problem all(shape);
+      all.run();
+      for (int32_t count : {1, 3}) {
+        cpu::set_threads(count);
+        for (int64_t m : {1, 2, 3}) {
+          Problem some(shape);
+          some.run(m);
+          CHECK(std::memcmp(some.y.data(), all.y.data(), static_cast<size_t>(m * shape.n) * sizeof(float)) == 0);
+        }
+      }
+    }
+  });
+  cpu::set_threads(threads);
+}
+
 TEST("f32 products have the same bits on every instruction set with fused multiply-add") {
   for (int32_t dtype : {QF_F32, QF_F16, QF_BF16}) {
     for (int64_t m : {1, 3, 16, 130}) {

@@ -256,10 +256,13 @@ TEST("a row's quantised product has the same bits beside any rows and on any num
   const int32_t threads = cpu::threads();
   on_every_form([](int32_t bits, int32_t math) {
     cpu::set_threads(1);
-    const Problem problem(90, 87, 832, 64, bits, math);
-    const std::vector<float> all = problem.run(90);
+    const Problem problem(90, 87, 832, 64, bits, math), wide(4, 1500, 832, 64, bits, math);
+    const std::vector<float> all = problem.run(90), all_wide = wide.run(4);
     for (const int32_t count : {1, 3}) {
       cpu::set_threads(count);
+      for (const int64_t m : {1, 2, 4}) {
+        CHECK(std::memcmp(wide.run(m).data(), all_wide.data(), static_cast<size_t>(m * wide.n) * sizeof(float)) == 0);
+      }
       for (int64_t m = 1; m <= 90; m += m < 14 ? 1 : 38) {
         CHECK(std::memcmp(problem.run(m).data(), all.data(), static_cast<size_t>(m * problem.n) * sizeof(float)) == 0);
       }
