@@ -32,9 +32,10 @@ function(qformer_isa_options layer)
     if(isa IN_LIST foreign)
       set_source_files_properties(${files} PROPERTIES HEADER_FILE_ONLY ON)
     else()
+      # Functions begin at a cache line: where they fall by chance, bf16 products of 32 rows are up to 1.19 times as slow.
       # g++ 12 reports the undefined start values inside its own intrinsics headers as uninitialised.
       set_source_files_properties(${files} PROPERTIES COMPILE_OPTIONS
-        "${QFORMER_ISA_${isa}};$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
+        "${QFORMER_ISA_${isa}};-falign-functions=64;$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>")
     endif()
   endforeach()
 endfunction()

@@ -156,16 +156,16 @@ struct PackedRows {
 PackedRows pack_rows(const LinearCall& call, const DotKernels& dot, int64_t row, int64_t rows) {
   const bool small = rows >= kManyRows && call.n <= kSmall && call.k <= kSmall && call.k % dot.step == 0;
   if (small && dot.takes_rows) return {call.x + row * call.ldx, row, rows, call.ldx};
-  const int64_t tiles = ceil_div(rows, kernels().linear.tile_rows), short_rows = rows / tiles, tall = rows % tiles;
+  const int64_t height = kernels().linear.tile_rows, tiles = ceil_div(rows, height);
   const int64_t blocks = ceil_div(call.k, dot.block);
   auto* packed = static_cast<float*>(
       thread_scratch(Scratch::kPackedX, static_cast<size_t>(rows * packed_floats(dot, call.k)) * sizeof(float)));
-  const double cost = 0.5 * static_cast<double>(std::min<int64_t>(dot.block, call.k) * short_rows);
+  const double cost = 0.5 * static_cast<double>(std::min<int64_t>(dot.block, call.k) * height);
   parallel_for(tiles * blocks, grain_for(cost), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       const int64_t first = item / tiles * dot.block, count = std::min<int64_t>(dot.block, call.k - first);
-      const int64_t tile = item % tiles, before = tile * short_rows + std::min(tile, tall);
-      dot.pack_x(call.x + (row + before) * call.ldx + first, call.ldx, short_rows + (tile < tall), count,
+      const int64_t before = item % tiles * height;
+      dot.pack_x(call.x + (row + before) * call.ldx + first, call.ldx, std::min(height, rows - before), count,
                  packed + rows * packed_floats(dot, first) + before * packed_floats(dot, count));
     }
   });

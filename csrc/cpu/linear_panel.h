@@ -63,9 +63,6 @@ void pack_panel(const PanelSource<typename Dot::W>& from) {
   }
 }
 
-// How far ahead of its use x is fetched from L2 into L1, in groups.
-constexpr int64_t kAheadGroups = 16;
-
 // Adds a step of M x N products; the shorter side waits in registers, the longer passes through one.
 template <class Dot, int M, int N, class LoadX, class LoadW>
 inline __attribute__((always_inline)) void dot_step(Vf (&sum)[M][N], LoadX load_x, LoadW load_w) {
@@ -105,15 +102,7 @@ inline __attribute__((always_inline)) void multiply_tile(const float* x, int64_t
   }
   for (int64_t s = 0; s < groups; s += kColumns) {
     before(s);
-    if constexpr (kRows) {
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) __builtin_prefetch(x + (M + m) * ldx, 0, 3);
-    }
     for (int g = 0; g < kColumns; g++) {
-      if constexpr (!kRows) {
-#pragma GCC unroll 2
-        for (int at = 0; at < 4 * M; at += 16) __builtin_prefetch(x + kAheadGroups * 4 * M + at, 0, 3);
-      }
       dot_step<Dot, M, kMostVectors>(
           sum, [&](int m) { return repeat_4(x + (kRows ? m * ldx : 4 * m)); },
           [&](int v) { return load(w + v * kLanes); });
@@ -173,7 +162,6 @@ void multiply_tiles(const PanelJob& job) {
                                          panel_tile<Dot, 3, kRows>,          panel_tile<Dot, fitting(4), kRows>,
                                          panel_tile<Dot, fitting(5), kRows>, panel_tile<Dot, fitting(6), kRows>};
   const int64_t tiles = (job.rows + kPanelRows - 1) / kPanelRows, groups = groups_of<Dot>(job.count);
-  const int64_t short_rows = job.rows / tiles, tall = job.rows % tiles;
   const PanelSource<W> from{static_cast<const W*>(job.w), job.ldw, job.columns, job.count, job.packed_w};
   SpreadFetcher fetcher{Fetcher(job.ahead), 0};
   const int64_t times = groups / kColumns * (tiles > 1 ? tiles - 1 : 1);
@@ -181,7 +169,7 @@ void multiply_tiles(const PanelJob& job) {
   const float* x = job.x;
   float* sums = job.sums;
   for (int64_t tile = 0; tile < tiles; tile++) {
-    const int64_t rows = short_rows + (tile < tall);
+    const int64_t rows = smaller(kPanelRows, job.rows - tile * kPanelRows);
     if (job.y != nullptr) fetch_to_write(job.y + (sums - job.sums) / job.ld_sums * job.ldy, job.ldy, rows, job.columns);
     if (tile == 0 && rows == kPanelRows) {
       packing_tile<Dot, kPanelRows, kRows>(x, job.ldx, from, job.first, sums, job.ld_sums);
