@@ -56,8 +56,9 @@ uint64_t next_of(uint64_t progress) { return progress & 0xffff; }
 bool has_work(uint64_t progress) { return next_of(progress) < chunks_of(progress); }
 
 // How many threads do without: where another process takes a CPU, a thread that shares it stops for milliseconds with a
-// chunk in hand, and whoever waits for it loses more than the thread adds. A job that waits longer than it has worked
-// leaves one thread out, at first for as long as it waited; soon after another such job, for twice as long as before.
+// chunk in hand, and whoever waits for it loses more than the thread adds. A job in which one waits longer than all
+// have worked leaves one thread out, at first for some times as long; soon after another such job, for twice as long as
+// before. The CPU that falls idle then also draws the thread that goes on, should that be the one that shares.
 class Crowding {
  public:
   // Threads of a job that begins now.
@@ -70,11 +71,12 @@ class Crowding {
     return std::max(wanted - left_out_, 1);
   }
 
-  // A job has worked, and waited then for the chunks of others.
+  // A job has worked until its first thread found no chunk left, and waited then for the others.
   void waited(Clock::duration worked, Clock::duration waited) {
     if (waited < std::max<Clock::duration>(kStopped, worked)) return;
     const Clock::time_point now = Clock::now();
-    pause_ = std::min<Clock::duration>(now - changed_ < 4 * pause_ ? 2 * pause_ : waited, kLongestPause);
+    const bool again = now - changed_ < 4 * pause_;
+    pause_ = std::min<Clock::duration>(again ? 2 * pause_ : kFirstPause * waited, kLongestPause);
     left_out_++;
     changed_ = now;
     until_ = now + pause_;
@@ -82,6 +84,7 @@ class Crowding {
 
  private:
   static constexpr auto kStopped = std::chrono::microseconds(500);
+  static constexpr int kFirstPause = 4;
   static constexpr auto kLongestPause = std::chrono::milliseconds(250);
 
   int32_t left_out_ = 0;
@@ -113,13 +116,14 @@ class ThreadPool {
     error_ = nullptr;
     const int64_t chunks = (count + chunk_ - 1) / chunk_;
     done_.store(0, std::memory_order_relaxed);
+    first_idle_.store(0, std::memory_order_relaxed);
     progress_.store(pack_progress(++epoch_, static_cast<uint64_t>(chunks)), std::memory_order_seq_cst);
     wake_workers();
     const Clock::time_point begin = Clock::now();
     work();
-    const Clock::time_point worked = Clock::now();
     wait_until_done(chunks);
-    crowding_.waited(worked - begin, Clock::now() - worked);
+    const Clock::time_point first_idle(Clock::duration(first_idle_.load(std::memory_order_relaxed)));
+    crowding_.waited(first_idle - begin, Clock::now() - first_idle);
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -183,6 +187,10 @@ class ThreadPool {
       std::lock_guard<std::mutex> lock(done_mutex_);
       if (!error_) error_ = std::current_exception();
     }
+    if (!has_work(progress_.load(std::memory_order_relaxed))) {
+      Clock::rep none = 0;  // before done_: the job lasts till then
+      first_idle_.compare_exchange_strong(none, Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+    }
     if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 < chunks) return;
     if (!owner_sleeps_.load(std::memory_order_seq_cst)) return;
     { std::lock_guard<std::mutex> lock(done_mutex_); }
@@ -212,6 +220,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint64_t> progress_{0};
   std::atomic<int32_t> job_threads_{1};  // set before progress_
   alignas(64) std::atomic<int64_t> done_{0};
+  std::atomic<Clock::rep> first_idle_{0};  // when a thread first found no chunk left
   std::atomic<bool> owner_sleeps_{false};
   std::mutex done_mutex_;
   std::condition_variable finished_;
