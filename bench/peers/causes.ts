@@ -11,18 +11,17 @@ const CAUSES: readonly Cause[] = [
   {
     of: /^linear: M=(32|257) /,
     text:
-      'The limit is a loop of multiply-adds on registers. The register tile alone, over packed operands from L1 or L2, runs at 95 to 96 % ' +
-      'of it. Of a product of 257 × 1408 × 1408 with two threads, rounding and packing x took 10 % in bf16 and 6 % in f32 (two threads ' +
-      'pack no faster than one; a line takes 245 ns from core to core on this host), finishing y 1 to 2 %, and the threads waited 2 to 5 % ' +
-      'for each other. Since then each of two threads packs x for itself (1.15 to 1.3 times as fast at 768 × 768, 0.98 to 1.05 elsewhere), and f32 ' +
-      'takes x from its rows up to 1,536 columns (1.1 times as fast at 768 × 768, 0.94 at 4096 × 4096), and threads know the columns they go ' +
-      'on with and end with single tasks (1.0 to 1.1 times at 1,408 columns and with 32 rows). oneDNN with weights packed beforehand is ' +
-      'as fast to some percent at 257 × 1408 × 1408. Tried: dot products along k on packed panels ' +
-      '(0.7 to 1.1 times outer products), outer products lane by lane (0.86 to 0.96 of this way), tiles of 8 × 3, 4 × 6, 12 × 2 and 5 × 5 vectors ' +
-      'and blocks of 64 and 128 groups (no gain). With 32 rows the tile that packs w costs 1.25 times ' +
-      'the others: 6 % of the product at 1,408 columns, 12 at 4096 × 4096; finishing y takes 3 %, and w from DRAM instead of a cache 10 to 20. ' +
-      'Tried: w straight from its rows (0.83 at k = 4096, no gain below), every second line fetched ahead (0.83 to 0.94), fetching in bursts ' +
-      '(0.8 to 0.98), more evenly (0.97 to 1.05), while w is packed too (0.86 to 0.97), into L1 instead of L2 (1.0 to 1.08; 0.97 with 257 rows). ' +
+      'The limit is a loop of multiply-adds on registers. A group of k in a register tile, 24 multiply-adds with their loads, takes 11.8 ' +
+      'cycles of 12; with the eight shuffles and four stores that pack w on the way 14.7, and 18 in the product itself: the tile that packs w ' +
+      'costs 1.5 times the others, 9 % of a product of 32 rows, and the tile of what is left, 2 rows of 32, half as much as one of 6. Of 257 × ' +
+      '1408 × 1408 in bf16 with one thread 93 % are in register tiles, 4 in packing x, 2 in finishing y; w from DRAM instead of a cache costs ' +
+      '10 to 20 % with 32 rows. Two threads wait 2 to 5 % for each other, and for seconds the kernel keeps both on one CPU. oneDNN with weights ' +
+      'packed beforehand is as fast to some percent with 257 rows. Found: fetching x ahead into L1 cost 4 to 15 % (gone), even tiles of 6 and 5 ' +
+      'rows 5 to 19 % with 28, 32 and 33 rows (they are filled now), functions that begin anywhere up to 19 % (they begin at lines now). Tried: ' +
+      'dot products along k on packed panels (0.7 to 1.1 times outer products), outer products lane by lane (0.86 to 0.96), tiles of 8 × 3, ' +
+      '4 × 6, 12 × 2 and 5 × 5 vectors and blocks of 64 and 128 groups (no gain), w straight from its rows (0.83 at k = 4096), w packed by copies of ' +
+      '16 bytes (0.92 to 0.97), fetching w into L1 (0.97 to 1.04), every second line of it (0.83 to 0.94), in bursts (0.8 to 0.98), while w is ' +
+      'packed too (0.86 to 0.97), adding lanes with blends (0.96 to 1.0). ' +
       'With a matrix unit (Emerald Rapids Xeon, bf16): a step of four tile loads and four products takes 23 ns at best, its limit, and ' +
       '80 to 140 ns for seconds at a time; at best 257 × 1408 × 1408 reaches 44 %: writing y takes 15 %, packing x 11 %, sums that ' +
       'wait between panels 15 %, and 257 rows take 17 tiles of 16.',
@@ -35,7 +34,9 @@ const CAUSES: readonly Cause[] = [
   },
   {
     of: /^linear, one row: .* bf16 /,
-    text: 'Not looked into. Two threads, and one in another run of the same day, read 86 to 103 % of what the plain read did.',
+    text:
+      'Four rows of w read side by side come 1.2 times as fast from DRAM as eight; from a cache they wait for their multiply-adds, 18 cycles for ' +
+      '256 bytes.',
   },
   {
     of: /^LLaMA 1\.1B: decode, int/,
@@ -78,8 +79,8 @@ const CAUSES: readonly Cause[] = [
   {
     of: /^busy neighbour: int4/,
     text:
-      'Not looked into. Five hours earlier the same figure was 0.989, with 45 tokens/s beside the loop and 46 alone; now one thread alone makes ' +
-      '48 to 49 and beside the loop 41 to 45.',
+      'A thread that shares its CPU stops for 4 ms with a task in hand. It is left out then, at first for some times as long and at most for 250 ms, ' +
+      'so that a turn of 16 tokens, which begins with the loop, sees five such stops by that arithmetic, 20 of 330 ms.',
   },
   {
     of: /^start: /,
