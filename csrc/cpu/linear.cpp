@@ -28,9 +28,8 @@ constexpr int64_t kTasksTogether = 2;
 // So few threads pack x each for itself: lines that both read would have to cross from core to core. On a Zen 5 EPYC
 // products of bf16 then are 1.15 to 1.3 times as fast at 768 x 768, 0.98 to 1.05 times at larger sizes.
 constexpr int64_t kPackingThreads = 2;
-// f32 products of so many rows and up to so many columns of x and of y take x from its rows: with 257 rows on two
-// threads of a Zen 5 EPYC 1.09 to 1.13 times as fast as with x packed at 768 x 768, 1.02 to 1.05 at 1408 x 1408, but
-// 0.94 at 4096 x 4096, and 0.75 to 0.97 with 32 rows.
+// f32 products of so many rows and up to so many columns of x and of y take x from its rows: with 257 rows on a Zen 5
+// EPYC 0.99 to 1.02 times as fast as with x packed.
 constexpr int64_t kManyRows = 64, kSmall = 1536;
 constexpr int64_t kStreamSums = 4096;      // raw sums waiting for their epilogue: 16 KiB of L1
 constexpr int64_t kStreamGrain = 64;       // columns: whole tiles of four blocks of kQuantRows
