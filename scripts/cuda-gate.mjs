@@ -1,4 +1,5 @@
-// The CUDA sources must compile for every architecture, and compile well: `node scripts/cuda-gate.mjs`.
+// The CUDA sources must compile for every architecture, and compile well: `node scripts/cuda-gate.mjs [ARCHITECTURES]`, for
+// example '80;90', which leaves others out. One of 80 to 89 must be among them.
 //
 // - nvcc (CUDACXX, PATH or /usr/local/cuda) builds the library as it ships; where there is none the gate says so and passes.
 // - No hot kernel spills registers to memory, and ptxas gives none of the warnings that mean a kernel was serialised.
@@ -63,10 +64,11 @@ export function parseKernels(log) {
 
 const demangle = (name) => capture('c++filt', [name]).output.trim() || name;
 
-function configure(nvcc) {
+/** `architectures`: '' for all. */
+function configure(nvcc, architectures) {
   const generator = capture('ninja', ['--version']).ok ? ['-G', 'Ninja'] : [];
   const checks = ['-DQFORMER_PTXAS_VERBOSE=ON', '-DQFORMER_WERROR=ON', '-DQFORMER_KEEP_PTX=ON'];
-  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, ...checks];
+  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, `-DQFORMER_CUDA_ARCHITECTURES=${architectures}`, ...checks];
   return run('configure', 'cmake', ['-S', join(root, 'cuda'), '-B', build, ...generator, ...options]);
 }
 
@@ -133,13 +135,13 @@ function checkSize(library) {
     : [];
 }
 
-function gate() {
+function gate(architectures = '') {
   const nvcc = findNvcc();
   if (nvcc === undefined) {
     console.log('cuda-gate: skipped: no nvcc');
     return true;
   }
-  if (!configure(nvcc).ok) return false;
+  if (!configure(nvcc, architectures).ok) return false;
   const { ok, output } = compile();
   if (!ok) return false;
   const library = join(
@@ -151,4 +153,4 @@ function gate() {
   return problems.length === 0;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) process.exitCode = gate() ? 0 : 1;
+if (process.argv[1] === fileURLToPath(import.meta.url)) process.exitCode = gate(process.argv[2]) ? 0 : 1;

@@ -1,6 +1,6 @@
 // Attention over packed sequences and over the paged cache: checks the index tensors, cuts the work into jobs of one
 // sequence, one kv head and some rows, and hands them to the threads. The arithmetic is in attention_kernels.h, that of
-// bf16 products on a matrix unit in attention_amx.h; where jobs are cut has no influence on any bit of the result.
+// bf16 products in attention_bf16.h; where jobs are cut has no influence on any bit of the result.
 // Traffic: per job K and V of the visible keys once, q and o once; K and V are read again for every kJobRows.
 
 #include <algorithm>
@@ -30,8 +30,7 @@ QfStatus check_offsets(const char* op, const char* name, const int32_t* offsets,
   return fail(QF_INVALID_ARGUMENT, "%s: %s must rise from 0 to %lld", op, name, static_cast<long long>(tokens));
 }
 
-// Whether products are those of a matrix unit.
-bool takes_tiles(int32_t math) { return math == QF_MATH_BF16 && kernels().attention.run_tiles != nullptr; }
+bool takes_bf16(int32_t math) { return math == QF_MATH_BF16 && kernels().attention.run_bf16 != nullptr; }
 
 // Pieces of at most kJobRows rows; none crosses token `cut` of its sequence.
 void add_pieces(std::vector<Piece>& pieces, int64_t sequence, int64_t tokens, int64_t cut, int64_t group,
@@ -59,10 +58,10 @@ void skip_tokens(AttentionJob& job, int64_t key) {
 
 // Runs fill(piece, job, key_limits) and the kernel for every piece. `work`: multiply-adds of all pieces together.
 template <class Fill>
-void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_dim, double work, bool tiles,
+void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_dim, double work, bool bf16,
                 const Fill& fill) {
   if (pieces.empty()) return;
-  const double per_nanosecond = tiles ? 60.0 : 15.0;  // multiply-adds
+  const double per_nanosecond = bf16 ? 60.0 : 15.0;  // multiply-adds
   const double cost = work / per_nanosecond / static_cast<double>(pieces.size());
   const AttentionKernels& kernel = kernels().attention;
   parallel_for(static_cast<int64_t>(pieces.size()), grain_for(cost), [&](int64_t begin, int64_t end) {
@@ -80,7 +79,7 @@ void run_pieces(const std::vector<Piece>& pieces, int64_t group, int64_t head_di
       job.head_dim = head_dim;
       job.key_limits = limits;
       fill(piece, job, limits);
-      if (tiles) skip_tokens(job, kernel.run_tiles(job, workspace(tile_attention_workspace_bytes(rows, head_dim))));
+      if (bf16) skip_tokens(job, kernel.run_bf16(job, workspace(bf16_attention_workspace_bytes(rows, head_dim))));
       if (job.tokens > 0) kernel.run(job, workspace(attention_workspace_bytes(rows, head_dim)));
     }
   });
@@ -144,7 +143,7 @@ QfStatus attention(int32_t, const QfAttention* args) {
   if (status != QF_OK) return status;
 
   const int64_t group = a.heads / a.kv_heads, head_dim = a.head_dim;
-  const bool tiles = takes_tiles(a.math);
+  const bool bf16 = takes_bf16(a.math);
   std::vector<Piece> pieces;
   double work = 0.0;
   for (int64_t b = 0; b < a.batch; ++b) {
@@ -153,7 +152,7 @@ QfStatus attention(int32_t, const QfAttention* args) {
     add_pieces(pieces, b, rows, a.mask == QF_MASK_ITC ? a.num_query : 0, group, a.kv_heads);
     work += 2.0 * static_cast<double>(rows * keys * a.heads * head_dim);
   }
-  run_pieces(pieces, group, head_dim, work, tiles, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
+  run_pieces(pieces, group, head_dim, work, bf16, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t k0 = a.cu_seqlens_k[piece.sequence], keys = a.cu_seqlens_k[piece.sequence + 1] - k0;
     const int64_t head = piece.kv_head * group;
@@ -184,7 +183,7 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
 
   const int64_t group = a.heads / a.kv_heads, head_dim = a.head_dim;
   const auto size = static_cast<int64_t>(qf_dtype_size(a.cache_dtype));
-  const bool tiles = takes_tiles(a.math);
+  const bool bf16 = takes_bf16(a.math);
   std::vector<Piece> pieces;
   double work = 0.0;
   for (int64_t b = 0; b < a.batch; ++b) {
@@ -193,7 +192,7 @@ QfStatus paged_attention(int32_t, const QfPagedAttention* args) {
     // Few rows cost as much as a handful: bringing the keys in dominates.
     work += 2.0 * static_cast<double>(std::max<int64_t>(rows, 8) * a.context_lens[b] * a.heads * head_dim);
   }
-  run_pieces(pieces, group, head_dim, work, tiles, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
+  run_pieces(pieces, group, head_dim, work, bf16, [&](const Piece& piece, AttentionJob& job, int32_t* limits) {
     const int64_t q0 = a.cu_seqlens_q[piece.sequence], rows = a.cu_seqlens_q[piece.sequence + 1] - q0;
     const int64_t context = a.context_lens[piece.sequence], head = piece.kv_head * group;
     job.q = static_cast<const float*>(a.q) + (q0 + piece.first) * a.q_stride + head * head_dim;

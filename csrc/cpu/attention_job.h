@@ -6,7 +6,7 @@
 
 namespace qformer::cpu {
 
-// Keys per step of the online softmax, at absolute multiples of it; on a matrix unit kTileKeyBlock.
+// Keys per step of the online softmax, at absolute multiples of it; of bf16 products kTileKeyBlock.
 inline constexpr int64_t kKeyBlock = 64, kTileKeyBlock = 512;
 
 // Most rows of one job, unless one token alone has more: all of a picture of 257 patches.
@@ -48,8 +48,8 @@ inline int64_t attention_workspace_bytes(int64_t rows, int64_t head_dim) {
   return 4 * (2 * padded * kKeyBlock + rows * (2 * padded + 2)) + 8 * 64;
 }
 
-// The same on a matrix unit.
-inline int64_t tile_attention_workspace_bytes(int64_t rows, int64_t head_dim) {
+// The same of bf16 products.
+inline int64_t bf16_attention_workspace_bytes(int64_t rows, int64_t head_dim) {
   constexpr int64_t kTile = 1024;
   const int64_t row_tiles = (rows + 15) / 16, steps = (head_dim + 31) / 32, tiles = (head_dim + 15) / 16;
   const int64_t block = kTileKeyBlock / 16 * (steps + 1) + kTileKeyBlock / 32 * (tiles + 1);

@@ -3,22 +3,13 @@
 // keys (O), whatever the grouping.
 #pragma once
 
+#include "attention_tile.h"
 #include "linear_amx.h"
 
 namespace qformer::cpu::QF_ISA {
 
-// Two vectors of f32 as bf16, side by side.
-inline __m512i bf16_of(Vf low, Vf high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)); }
-
-// 16-bit numbers a0..a15, b0..b15 as a0, b0, a1, b1, ...
-inline __m512i interleave_halves(__m512i halves) {
-  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
-}
-
-// Lanes below n, which may lie outside 0 to 16.
-inline __mmask16 lanes_below(int64_t n) { return n >= 16 ? __mmask16{0xffff} : n <= 0 ? __mmask16{0} : first_lanes(n); }
+inline void begin_tiles() { configure_tiles(16); }
+inline void end_tiles() { release_tiles(); }
 
 // Products of A tiles, one a step, with `Tiles` B tiles of each step; B tiles of a step b_tile apart. The sums,
 // kTileFloats apart, start from zero where `fresh`.
@@ -74,22 +65,21 @@ inline void multiply_group(int64_t tiles, const char* a, const char* b, int64_t 
   }
 }
 
-// scores of 16 rows with key tiles [begin, end); q: [step], keys: [key tile][step], scores: [key tile]
-inline void score_tiles(const char* q, const char* keys, int64_t steps, int64_t begin, int64_t end, float* scores) {
-  for (int64_t tile = begin; tile < end; tile += 4) {
-    multiply_group(smaller(end - tile, 4), q, keys + tile * steps * kTileBytes, kTileBytes, steps * kTileBytes, steps,
-                   true, scores + tile * kTileFloats);
+// All 16 rows, whatever their number.
+inline void score_tiles(const TileScores& job) {
+  const int64_t steps = (job.head_dim + 31) / 32;
+  for (int64_t tile = job.begin; tile < job.end; tile += 4) {
+    multiply_group(smaller(job.end - tile, 4), job.q, job.keys + tile * steps * kTileBytes, kTileBytes,
+                   steps * kTileBytes, steps, true, job.scores + tile * kTileFloats);
   }
 }
 
-// o of 16 rows over steps [begin, end) of 32 keys; weights: [step], values: [step][dim tile], o: [dim tile]
-inline void value_tiles(const char* weights, const char* values, int64_t dim_tiles, int64_t begin, int64_t end,
-                        bool fresh, float* o) {
-  const int64_t groups = (dim_tiles + 3) / 4, group = (dim_tiles + groups - 1) / groups;
-  for (int64_t tile = 0; tile < dim_tiles; tile += group) {
-    multiply_group(smaller(dim_tiles - tile, group), weights + begin * kTileBytes,
-                   values + (begin * dim_tiles + tile) * kTileBytes, dim_tiles * kTileBytes, kTileBytes, end - begin,
-                   fresh, o + tile * kTileFloats);
+inline void value_tiles(const TileValues& job) {
+  const int64_t groups = (job.dim_tiles + 3) / 4, group = (job.dim_tiles + groups - 1) / groups;
+  for (int64_t tile = 0; tile < job.dim_tiles; tile += group) {
+    multiply_group(smaller(job.dim_tiles - tile, group), job.weights + job.begin * kTileBytes,
+                   job.values + (job.begin * job.dim_tiles + tile) * kTileBytes, job.dim_tiles * kTileBytes, kTileBytes,
+                   (job.keys + 31) / 32 - job.begin, job.fresh, job.o + tile * kTileFloats);
   }
 }
 

@@ -75,6 +75,7 @@ struct DotKernels {
   void (*multiply)(const PanelJob& job);  // null for quantised weights
 };
 
+inline constexpr int64_t kTileBytes = 1024;  // of a tile of operands: 16 rows of 64 bytes
 inline constexpr int64_t kTileFloats = 256;  // of a tile of sums: 16 rows of 64 bytes, however many columns are used
 inline constexpr int64_t kBlockTiles = 3;    // tiles of rows of x that are multiplied together, at most
 
@@ -175,9 +176,9 @@ struct RopeKernels {
 struct AttentionKernels {
   // workspace: attention_workspace_bytes, 64-byte aligned
   void (*run)(const AttentionJob& job, float* workspace);
-  // bf16 products on a matrix unit, or null. workspace: tile_attention_workspace_bytes. Returns the first key of the
-  // job with a value that is not finite: tokens that see it must go through `run`. kAllFinite where there is none.
-  int64_t (*run_tiles)(const AttentionJob& job, float* workspace);
+  // bf16 products, or null. workspace: bf16_attention_workspace_bytes. Returns the first key of the job with a value
+  // that is not finite: tokens that see it must go through `run`. kAllFinite where there is none.
+  int64_t (*run_bf16)(const AttentionJob& job, float* workspace);
 };
 
 // ---- elementwise ----

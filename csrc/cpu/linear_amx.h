@@ -23,8 +23,6 @@
 
 namespace qformer::cpu::QF_ISA {
 
-constexpr int kTileBytes = 1024;  // of an A tile
-
 // The operand of ldtilecfg: bytes per row and rows of each tile register.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

@@ -4,14 +4,14 @@
 
 #define QF_ISA amx
 #define QF_ISA_AVX512 1
-#include "../attention_amx.h"
+#include "../attention_bf16.h"
 #include "../linear_amx.h"
 
 namespace qformer::cpu {
 extern const TileKernels tile_kernels_amx;
-int64_t tile_attention_amx(const AttentionJob& job, float* workspace);
+int64_t bf16_attention_amx(const AttentionJob& job, float* workspace);
 const TileKernels tile_kernels_amx = amx::kTileKernels;
-int64_t tile_attention_amx(const AttentionJob& job, float* workspace) { return amx::tile_attention(job, workspace); }
+int64_t bf16_attention_amx(const AttentionJob& job, float* workspace) { return amx::bf16_attention(job, workspace); }
 }  // namespace qformer::cpu
 
 #endif

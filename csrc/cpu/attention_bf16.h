@@ -1,5 +1,5 @@
-// Attention with bf16 products on the matrix unit (AMX): one job (attention_job.h) by online softmax over blocks of 512
-// keys.
+// Attention with bf16 products, on the matrix unit (AMX) or in dot products: one job (attention_job.h) by online
+// softmax over blocks of 512 keys.
 //
 // For each block: pack keys and values as B tiles once, then for every 16 rows S = (scale q) Kᵀ, p = exp(S - m) with
 // the largest m of the row so far, O = O * exp(m_old - m) + p V; at the end O / sum(p). q, K, V and p are rounded to
@@ -14,7 +14,11 @@
 #include <immintrin.h>
 
 #include "attention_pack.h"
+#if defined(QF_ISA_BF16_DOT)
+#include "attention_tiles_dot.h"
+#else
 #include "attention_tiles_amx.h"
+#endif
 #include "kernels.h"
 #include "simd_math.h"
 
@@ -193,9 +197,11 @@ inline void attend_row_tile(const AttentionJob& job, const TileAttention& s, int
   float* o = s.o + tile * s.dim_tiles * kTileFloats;
   if (widest == seen_from && !fresh) return;
   const int64_t first_step = seen_from / 32, last_step = widest > seen_from ? (widest + 31) / 32 : first_step;
-  score_tiles(s.q + tile * s.dim_steps * kTileBytes, s.keys, s.dim_steps, seen_from / 16, (widest + 15) / 16, s.scores);
+  score_tiles({s.q + tile * s.dim_steps * kTileBytes, s.keys, job.head_dim, rows, seen_from / 16, (widest + 15) / 16,
+               s.scores});
   for (int64_t r = row; r < row + rows; r++) weigh_row(job, s, r, first, seen_from, seen_to(r), first_step, last_step);
-  value_tiles(s.weights, s.values, s.dim_tiles, first_step, last_step, fresh, o);
+  value_tiles(
+      {s.weights, s.values, s.dim_tiles, rows, first_step, widest > seen_from ? widest : 32 * first_step, fresh, o});
 }
 
 template <int32_t Dtype>
@@ -217,8 +223,8 @@ inline int64_t attend_tiles(const AttentionJob& job, float* workspace) {
   return not_finite;
 }
 
-inline int64_t tile_attention(const AttentionJob& job, float* workspace) {
-  configure_tiles(16);
+inline int64_t bf16_attention(const AttentionJob& job, float* workspace) {
+  begin_tiles();
   int64_t not_finite;
   switch (job.dtype) {
     case QF_F16:
@@ -230,7 +236,7 @@ inline int64_t tile_attention(const AttentionJob& job, float* workspace) {
     default:
       not_finite = attend_tiles<QF_F32>(job, workspace);
   }
-  release_tiles();
+  end_tiles();
   return not_finite;
 }
 
