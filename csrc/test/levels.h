@@ -1,4 +1,5 @@
-// Runs a body once for every instruction set that this CPU has; under TSan, which threads matter to, for the best alone.
+// Runs a body once for every instruction set that this CPU has; under TSan, which threads matter to, for the best
+// alone.
 #pragma once
 
 #include "cpu/kernels.h"
