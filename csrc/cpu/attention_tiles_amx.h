@@ -3,7 +3,7 @@
 // keys (O), whatever the grouping.
 #pragma once
 
-#include "attention_tile.h"
+#include "attention_tiles_bf16.h"
 #include "linear_amx.h"
 
 namespace qformer::cpu::QF_ISA {

@@ -3,7 +3,7 @@
 // chain of products in the order of the head (S) or of the keys (O), a pair at a time, whatever the grouping.
 #pragma once
 
-#include "attention_tile.h"
+#include "attention_tiles_bf16.h"
 
 namespace qformer::cpu::QF_ISA {
 
