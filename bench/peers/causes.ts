@@ -22,8 +22,8 @@ const CAUSES: readonly Cause[] = [
       '4 × 6, 12 × 2 and 5 × 5 vectors and blocks of 64 and 128 groups (no gain), w straight from its rows (0.83 at k = 4096), w packed by copies of ' +
       '16 bytes (0.92 to 0.97), fetching w into L1 (0.97 to 1.04), every second line of it (0.83 to 0.94), in bursts (0.8 to 0.98), while w is ' +
       'packed too (0.86 to 0.97), four rows of w at once (0.90 to 1.01), a panel ahead as one stream (0.7 to 1.0), adding lanes with blends ' +
-      '(0.96 to 1.0), groups of four columns, which need no shuffle across lanes (0.96 to 1.01; f32 with rows of x as they are 0.93), packing ' +
-      'the next panel while this one is multiplied (0.65 to 0.99), packing x by whole vectors (0.97 to 1.01). With 257 rows packing w costs 1 to ' +
+      '(0.96 to 1.0), groups of four columns, which need no shuffle across lanes (0.96 to 1.01; f32 with rows of x as they are 0.91 to 0.93), packing ' +
+      'the next panel while this one is multiplied (0.63 to 0.99), packing x by whole vectors (0.97 to 1.01). With 257 rows packing w costs 1 to ' +
       '3 %, x that comes from L2 2 to 3, the lanes 0 to 2; without all of these and without w from memory the loops reach 93 to 99 %. With 32 ' +
       'rows packing w costs 5 to 11 % and fetching it 9 to 20. ' +
       'With a matrix unit (Emerald Rapids Xeon, bf16): a step of four tile loads and four products takes 23 ns at best, its limit, and ' +
