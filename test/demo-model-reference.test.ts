@@ -1,7 +1,7 @@
 // The demonstration model against the reference implementation, on every device and in every dtype it computes in: 504 questions on
 // 76 images, greedy, token for token (test/fixtures/emoji-eval/reference.json; float32 arithmetic from the same float16 weights). A
 // difference is allowed only where the reference itself was undecided: its smallest gap between the best two logits is below what
-// the dtype moves. The emulated GPU with checks is asked a sample of the questions.
+// the dtype moves. The emulated GPU is asked a sample of the questions, with checks a small one.
 
 import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -44,15 +44,15 @@ describe.each(runs)('the demonstration model on $device in $dtype', ({ device, d
     const sure = questions.filter(({ min_margin, output_ids }) => min_margin > 1 && output_ids.length <= 8);
     return Array.from({ length: count }, (_, i) => sure[Math.floor((i * sure.length) / count)]!);
   };
-  /** All; without checks all in f32 and a part in 16 bits, with them a few. */
+  /** All; on the emulated GPU without checks a part, in 16 bits a smaller one, with them a few. */
   const chosen = () => {
     if (isChecked(device)) return few(3);
-    return isUnchecked(device) && dtype !== 'f32' ? questions.filter((_, i) => i % 9 === 0) : questions;
+    return isUnchecked(device) ? questions.filter((_, i) => i % (dtype === 'f32' ? 5 : 13) === 0) : questions;
   };
   const ask = ({ image, prompt }: { image: string; prompt: string }, options: object): PromiseLike<GenerationResult> =>
     model.answer(fixturePath('emoji-eval', ...image.split('/')), prompt, options);
 
-  it('gives the answers of the reference token for token, all questions in one crowd', async () => {
+  it('gives the answers of the reference token for token, the questions in one crowd', async () => {
     const asked = chosen();
     const results = await Promise.all(asked.map((question) => ask(question, { maxNewTokens: 48 })));
     const differing = asked.flatMap((question, i) => {
@@ -71,7 +71,7 @@ describe.each(runs)('the demonstration model on $device in $dtype', ({ device, d
   it.skipIf((isChecked(device) && dtype === 'f32') || (isUnchecked(device) && dtype !== 'f32'))(
     'gives requests of mixed lengths the same bytes together as one by one',
     async () => {
-      const count = isChecked(device) ? 4 : 64;
+      const count = isChecked(device) ? 4 : isUnchecked(device) ? 24 : 64;
       const mixed = Array.from({ length: count }, (_, i) => questions[(i * 37) % questions.length]!);
       const options = (i: number): object => ({
         maxNewTokens: 1 + ((i * 11) % (isChecked(device) ? 7 : 40)),

@@ -3,7 +3,8 @@
 // Imported before the tensor API finds its devices, because it tells the loader where the emulated GPU is.
 //
 // The emulated GPU is two devices with the same kernels. `emulated` judges every access and collective and takes some twenty times
-// longer for it: of long tests it is asked a sample, some of each kind. `emulated-unchecked` judges nothing and runs what the CPU runs.
+// longer for it: of long tests it is asked a sample, some of each kind. `emulated-unchecked` judges nothing and runs what the CPU runs,
+// but for the longest tests.
 
 import { existsSync } from 'node:fs';
 import { delimiter } from 'node:path';
@@ -62,7 +63,7 @@ export const isAsync = (device: string): boolean => device !== 'cpu';
 /** Whether a device is the emulated GPU with its checks, which is asked samples. */
 export const isChecked = (device: string): boolean => device === CHECKED;
 
-/** Whether it is the emulated GPU without them, which is asked everything, but not all of it in every dtype. */
+/** Whether it is the emulated GPU without them, which is asked nearly everything, but not all of it in every dtype. */
 export const isUnchecked = (device: string): boolean => device === UNCHECKED;
 
 /** Whether it is either, so that it is not asked to repeat what says nothing new of a device. */
