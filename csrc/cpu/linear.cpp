@@ -109,21 +109,26 @@ StreamedRows stream_rows(const LinearCall& call, const DotKernels& dot, int64_t 
 
 void stream_columns(const LinearCall& call, const DotKernels& dot, const StreamedRows& x, int64_t column, int64_t n) {
   const int64_t row_floats = packed_floats(dot, call.k), size = x.rows * n;
-  float* sums = static_cast<float*>(
-      thread_scratch(Scratch::kSums, static_cast<size_t>(call.w_up != nullptr ? 2 * size : size) * sizeof(float)));
-  float* up = call.w_up != nullptr ? sums + size : nullptr;
+  const bool gated = call.w_up != nullptr;
+  // Sums without an epilogue are written to y at once.
+  const bool plain = !gated && call.bias == nullptr && call.residual == nullptr && call.activation == QF_ACT_NONE;
+  const int64_t ld_sums = plain ? call.ldy : n;
+  float* sums = plain ? call.y + x.row * call.ldy + column
+                      : static_cast<float*>(thread_scratch(
+                            Scratch::kSums, static_cast<size_t>(gated ? 2 * size : size) * sizeof(float)));
+  float* up = gated ? sums + size : nullptr;
   const uint16_t* scales = call.bits != 0 ? call.scales + column * (call.k / call.group) : nullptr;
   const bool from_memory = call.n * call.k * dot.w_bits / 8 >= kCachedBytes;
   const auto fill = [&](const void* w, float* out) {
     const void* from = static_cast<const char*>(w) + column * call.ldw * dot.w_bits / 8;
     for (int64_t i = 0; i < x.rows; i += x.together) {
-      dot.rows({x.data + i * row_floats, std::min(x.together, x.rows - i), from, call.ldw, n, call.k, out + i * n, n,
-                scales, call.group, from_memory});
+      dot.rows({x.data + i * row_floats, std::min(x.together, x.rows - i), from, call.ldw, n, call.k, out + i * ld_sums,
+                ld_sums, scales, call.group, from_memory});
     }
   };
   fill(call.w, sums);
   if (up != nullptr) fill(call.w_up, up);
-  finish_block(call, sums, up, n, x.row, x.rows, column, n);
+  if (!plain) finish_block(call, sums, up, n, x.row, x.rows, column, n);
 }
 
 void run_streaming(const LinearCall& call, const DotKernels& dot) {
