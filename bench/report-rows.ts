@@ -67,8 +67,8 @@ export function table(header: string[], rows: string[][]): string[] {
   return [line(header), line(header.map(() => '---')), ...rows.map(line)];
 }
 
-/** File name of a report without its ending: date, kind, CPU. */
+/** File name of a report without its ending: date to the second, or two runs of one minute would share it, kind, CPU. */
 export function reportName({ date, cpu }: Machine, kind?: string): string {
-  const parts = [date.slice(0, 16).replace(':', ''), kind, cpu.replaceAll(/[^\w]+/g, '-').toLowerCase()];
+  const parts = [date.slice(0, 19).replaceAll(':', ''), kind, cpu.replaceAll(/[^\w]+/g, '-').toLowerCase()];
   return parts.filter((part) => part !== undefined).join('-');
 }
