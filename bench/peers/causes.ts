@@ -53,9 +53,9 @@ const CAUSES: readonly Cause[] = [
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, int/,
     text:
       'x has 16 bits unless asked otherwise, so that a product costs as many multiply-adds as one in bf16; of the limit of bf16, products of ' +
-      '257 rows reach 80 to 83 % with one thread and 70 to 77 with two. The multiply-adds of a tile alone reach 96; the end of each unit of 64 columns, ' +
-      'a conversion, a product of scales and a multiply-add for each sum, takes 10. Tried: w widened to 16 bits panel by panel (0.99 to 1.02, 0.8 without ' +
-      'VNNI), the end of a unit between the multiply-adds of the next (0.85 to 0.95).',
+      '256 rows reach 79 to 83 % with one thread, and 70 to 77 with two. The multiply-adds of a tile alone reach 96; the end of each unit of 64 columns, ' +
+      'a conversion, a product of scales and a multiply-add for each sum, takes 10. Tried: w widened to 16 bits panel by panel (0.99 to 1.02; without ' +
+      'VNNI 0.8 in int8 and 1.0 to 1.06 in int4), the end of a unit between the multiply-adds of the next (0.85 to 1.0).',
   },
   {
     of: /^LLaMA 1\.1B: prefill of \d+ tokens, bf16/,
