@@ -41,6 +41,12 @@ add_library(qformer_unchecked SHARED EXCLUDE_FROM_ALL ${kernel_sources} ${host_s
 target_link_libraries(qformer_unchecked PRIVATE emulated_flags Threads::Threads)
 target_compile_definitions(qformer_unchecked PRIVATE QF_EMULATOR_UNCHECKED=1)
 
+# Parsing these takes half of the time that most sources take.
+foreach(target emulated_objects qformer_unchecked)
+  target_precompile_headers(${target} PRIVATE
+    <algorithm> <cmath> <cstdio> <cstring> <functional> <map> <memory> <mutex> <string> <unordered_map> <vector>)
+endforeach()
+
 foreach(library qformer_emulated qformer_unchecked)
   # Sanitizers may leave their runtime to the executable.
   target_link_options(${library} PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DIR}/exports.map

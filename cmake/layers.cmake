@@ -15,8 +15,9 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   target_compile_options(qformer_flags INTERFACE -Wno-restrict)
 endif()
 if(QFORMER_SANITIZE)
-  # -O1: instrumented SIMD code takes minutes to optimise further, and the checks are the same.
-  set(_sanitize -O1 -fsanitize=${QFORMER_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
+  # -O1: instrumented SIMD code takes minutes to optimise further, and the checks are the same. -g1: lines, which is what
+  # reports name.
+  set(_sanitize -O1 -fsanitize=${QFORMER_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1)
   target_compile_options(qformer_flags INTERFACE ${_sanitize} -UNDEBUG)
   target_link_options(qformer_flags INTERFACE ${_sanitize})
 endif()

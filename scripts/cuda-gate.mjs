@@ -1,5 +1,6 @@
 // The CUDA sources must compile for every architecture, and compile well: `node scripts/cuda-gate.mjs [ARCHITECTURES]`, for
-// example '80;90', which leaves others out. One of 80 to 89 must be among them.
+// example 80, which leaves others out. One of 80 to 89 must be among them. Of the architectures that sources tell apart, those
+// left out compile one kernel, which uses all of what they have of their own.
 //
 // - nvcc (CUDACXX, PATH or /usr/local/cuda) builds the library as it ships; where there is none the gate says so and passes.
 // - No hot kernel spills registers to memory, and ptxas gives none of the warnings that mean a kernel was serialised.
@@ -25,6 +26,9 @@ const INSTRUCTIONS = [
   { files: /\/(qkv_|quant_)?decode\.cu$/, ptx: ['mma.sync', 'ldmatrix', 'cp.async'], sass: ['HMMA', 'LDSM', 'LDGSTS'] },
   { files: /attention_(f16|bf16)\.cu$/, ptx: ['mma.sync', 'ldmatrix', 'cp.async'], sass: ['HMMA', 'LDSM', 'LDGSTS'] },
 ];
+
+/** The oldest architectures of each way that a source takes (QF_DEVICE_ARCH). */
+const DISTINCT = ['75', '80', '90'];
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const build = join(root, 'build', 'cuda-gate');
@@ -68,7 +72,14 @@ const demangle = (name) => capture('c++filt', [name]).output.trim() || name;
 function configure(nvcc, architectures) {
   const generator = capture('ninja', ['--version']).ok ? ['-G', 'Ninja'] : [];
   const checks = ['-DQFORMER_PTXAS_VERBOSE=ON', '-DQFORMER_WERROR=ON', '-DQFORMER_KEEP_PTX=ON'];
-  const options = [`-DCMAKE_CUDA_COMPILER=${nvcc}`, `-DQFORMER_CUDA_ARCHITECTURES=${architectures}`, ...checks];
+  const chosen = architectures.split(';').filter(Boolean);
+  const sample = chosen.length === 0 ? [] : DISTINCT.filter((architecture) => !chosen.includes(architecture));
+  const options = [
+    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    `-DQFORMER_CUDA_ARCHITECTURES=${architectures}`,
+    `-DQFORMER_SAMPLE_ARCHITECTURES=${sample.join(';')}`,
+    ...checks,
+  ];
   return run('configure', 'cmake', ['-S', join(root, 'cuda'), '-B', build, ...generator, ...options]);
 }
 
@@ -119,8 +130,11 @@ function checkInstructions(nvcc, library) {
   });
 }
 
-/** The PTX that the compilation of `file` has left behind. */
-const ptxOf = (file) => readFileSync(join(build, 'ptx', `${basename(file, '.cu')}.compute_80.ptx`), 'utf8');
+/** The PTX that the compilation of `file` has left behind; compiled for one architecture, its name names none. */
+function ptxOf(file) {
+  const names = ['.compute_80.ptx', '.ptx'].map((ending) => join(build, 'ptx', basename(file, '.cu') + ending));
+  return readFileSync(names.find(existsSync) ?? names[0], 'utf8');
+}
 
 function checkSize(library) {
   spawnSync('strip', [library]);

@@ -1,6 +1,6 @@
 // Everything at once, on every fixture model that generates: other images and prompts, greedy answers, five beams under both length
 // penalties, rules, other ends, samples and adapters. Each request must give what the reference gives for it, and where the
-// reference has nothing what it gives alone, whatever else is in the batch. On the emulated GPU three of each kind; with checks one
+// reference has nothing what it gives alone, whatever else is in the batch. On the emulated GPU two of each kind; with checks one
 // short request of each kind, in 16 bits, where adapters take passes of their own: what it gives alone.
 
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -151,14 +151,14 @@ describe.each(models)('$name on $device in $dtype', ({ name, folders = {}, devic
   beforeAll(async () => {
     adapters = await adaptersOf(name, folders);
     mixed = await mixedRequests(name, adapters);
-    if (isEmulated(device)) mixed = isChecked(device) ? shortOnes(mixed) : ofEachKind(mixed, 3);
+    if (isEmulated(device)) mixed = isChecked(device) ? shortOnes(mixed) : ofEachKind(mixed, 2);
     await withAdapters({}, (loaded) => {
       alone = requests().map((request) => bytesOf(runTogether(loaded, [request])[0]!));
     });
   });
 
   it.skipIf(isChecked(device))('has requests of every kind that differ', () => {
-    expect(mixed.filter(({ check }) => check !== undefined).length).toBeGreaterThanOrEqual(8);
+    expect(mixed.filter(({ check }) => check !== undefined).length).toBeGreaterThanOrEqual(isEmulated(device) ? 6 : 8);
     expect(new Set(alone).size).toBeGreaterThanOrEqual(8);
     const kinds = new Set(requests().map(kindOf));
     expect(kinds.size).toBeGreaterThanOrEqual(9);
