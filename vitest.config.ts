@@ -9,7 +9,7 @@ export default defineConfig({
     pool: 'forks',
     // Most of the time goes to the emulated GPU, which has one thread.
     maxWorkers: Math.max(2, availableParallelism() - 1),
-    testTimeout: 600_000,
-    hookTimeout: 600_000,
+    testTimeout: 300_000,
+    hookTimeout: 300_000,
   },
 });

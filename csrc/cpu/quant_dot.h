@@ -9,7 +9,7 @@
 // A lane is a column, and a step a quad: four columns of k, of which a number of x is repeated for all lanes. With byte
 // products (AVX-512 VNNI) 16 bits of x are 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are
 // multiplied, in the order in which shifts and masks take a word of weights apart, whatever bits x has.
-//   packed x of M rows, each unit: [plane][quad][M][4 bytes], M scales, M offsets
+//   packed x of M rows, each unit: [plane][M][quad][4 bytes], M scales, M offsets
 // A plane has the high bytes, the low bytes or the only ones of x, or its columns 0 and 2 or 1 and 3 of each quad. An
 // offset is what the sum of a unit lacks, since weights are stored plus quant_zero.
 #pragma once
@@ -72,33 +72,26 @@ inline void round_unit(const float* x, Level* levels, float* scale, float* sum) 
   *sum = whole == whole ? whole : 0;
 }
 
-// Puts four bytes of each quad, `rows` apart.
-inline void put_quads(const int8_t* bytes, int64_t rows, float* out) {
-#pragma GCC unroll 16
-  for (int quad = 0; quad < kUnitQuads; quad++) __builtin_memcpy(out + quad * rows, bytes + 4 * quad, 4);
-}
-
+// Packs a unit; its planes lie `stride` floats apart.
 template <int kXBits>
-inline void pack_unit(const float* x, int64_t rows, float* out, float* scale, float* sum) {
+inline void pack_unit(const float* x, int64_t stride, float* out, float* scale, float* sum) {
 #if defined(QF_BYTE_PRODUCTS)
-  alignas(64) int8_t bytes[2][kQuantUnit];
+  auto* bytes = reinterpret_cast<int8_t*>(out);
   if constexpr (kXBits == 16) {
     alignas(64) int16_t levels[kQuantUnit];
     round_unit<kXBits>(x, levels, scale, sum);
-    split_levels(levels, bytes[0], bytes[1]);
-    put_quads(bytes[1], rows, out + kUnitQuads * rows);
+    split_levels(levels, bytes, bytes + 4 * stride);
   } else {
-    round_unit<kXBits>(x, bytes[0], scale, sum);
+    round_unit<kXBits>(x, bytes, scale, sum);
   }
-  put_quads(bytes[0], rows, out);
 #else
   int16_t levels[kQuantUnit];
   round_unit<kXBits>(x, levels, scale, sum);
   for (int quad = 0; quad < kUnitQuads; quad++) {
     const int16_t* of = levels + 4 * quad;
     const int16_t even[2] = {of[0], of[2]}, odd[2] = {of[1], of[3]};
-    __builtin_memcpy(out + quad * rows, even, 4);
-    __builtin_memcpy(out + (kUnitQuads + quad) * rows, odd, 4);
+    __builtin_memcpy(out + quad, even, 4);
+    __builtin_memcpy(out + stride + quad, odd, 4);
   }
 #endif
 }
@@ -111,7 +104,7 @@ void pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_t count, floa
     float* to = out;
     for (int64_t i = 0; i < count; i += kQuantUnit, to += kUnitFloats<kXBits> * rows) {
       float sum, *scales = to + kPlaneFloats * rows;
-      pack_unit<kXBits>(x + row * ldx + i, rows, to + row, scales + row, &sum);
+      pack_unit<kXBits>(x + row * ldx + i, kUnitQuads * rows, to + kUnitQuads * row, scales + row, &sum);
       const auto offset = -quant_zero(kBits) * static_cast<int32_t>(sum);
       __builtin_memcpy(scales + rows + row, &offset, 4);
     }
@@ -126,7 +119,7 @@ template <int M, int V>
 inline __attribute__((always_inline)) void add_quad(const float* x, const Vi (&levels)[V], Vi (&sum)[M][V]) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
-    const Vi quad = in_register(broadcast_bits(x + m));
+    const Vi quad = in_register(broadcast_bits(x + m * kUnitQuads));
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) sum[m][v] = mac_bytes(sum[m][v], levels[v], quad);
   }
@@ -140,7 +133,7 @@ inline __attribute__((always_inline)) void add_planes(const float* x, LoadWord l
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) w[v] = load_word(word, v);
 #pragma GCC unroll 2
-    for (int part = 0; part < kWordQuads<kBits>; part++, x += M) {
+    for (int part = 0; part < kWordQuads<kBits>; part++, x++) {
       Vi levels[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) levels[v] = in_register(byte_part<kBits>(w[v], part));
@@ -195,9 +188,11 @@ inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord lo
       for (int i = 0; i < 2 * kWordQuads<kBits>; i++) {
         const Vi level = word_part<kBits>(w, i);
         const int plane = i / kWordQuads<kBits>, part = i % kWordQuads<kBits>;
-        const float* quads = x + (plane * kUnitQuads + word * kWordQuads<kBits> + part) * M;
+        const float* quads = x + plane * M * kUnitQuads + word * kWordQuads<kBits> + part;
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) total[m][v] = mac_i16(total[m][v], broadcast_bits(quads + m), level);
+        for (int m = 0; m < M; m++) {
+          total[m][v] = mac_i16(total[m][v], broadcast_bits(quads + m * kUnitQuads), level);
+        }
       }
     }
   }
