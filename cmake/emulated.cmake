@@ -41,7 +41,7 @@ add_library(qformer_unchecked SHARED EXCLUDE_FROM_ALL ${kernel_sources} ${host_s
 target_link_libraries(qformer_unchecked PRIVATE emulated_flags Threads::Threads)
 target_compile_definitions(qformer_unchecked PRIVATE QF_EMULATOR_UNCHECKED=1)
 
-# Parsing these takes half of the time that most sources take.
+# Parsing these takes a third of the time that most sources take.
 foreach(target emulated_objects qformer_unchecked)
   target_precompile_headers(${target} PRIVATE
     <algorithm> <cmath> <cstdio> <cstring> <functional> <map> <memory> <mutex> <string> <unordered_map> <vector>)
