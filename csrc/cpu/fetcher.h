@@ -12,6 +12,7 @@ class Fetcher {
     rows_ = ahead.rows > 0 ? ahead.rows : 0;
   }
 
+  bool done() const { return rows_ == 0 && line_ >= end_; }
   int64_t lines() const { return rows_ * ((bytes_ + 63) / 64); }
 
   __attribute__((always_inline)) void fetch(int64_t count) {
@@ -41,6 +42,12 @@ class Fetcher {
   const char* end_ = nullptr;
   const char* row_;
   int64_t stride_, bytes_, rows_;
+};
+
+// Fetches `lines` before each vector of groups: a burst would fill the buffers that reads of x need too.
+struct SpreadFetcher {
+  Fetcher all;
+  int64_t lines;
 };
 
 // Another core may have the lines: to ask for each only when it is written would take its whole way.

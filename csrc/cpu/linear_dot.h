@@ -37,7 +37,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 struct DotF32 {
   using W = float;
   static constexpr int kStep = kLanes, kGroup = 4;
-  static constexpr bool kTakesRows = true;  // x is multiplied as it is
+  static constexpr bool kTakesRows = kRegisters == 32;  // x is multiplied as it is
   static Vf take_x(const float* p) { return load(p); }
   static Vf take_x(const float* p, int64_t n) { return load_partial(p, n); }
   static Vf load_w(const W* p) { return load(p); }

@@ -11,11 +11,19 @@
 #include "fetcher.h"
 #include "kernels.h"
 #include "linear_dot.h"
+#if defined(QF_ISA_AVX2)
+#include "linear_tile_avx2.h"
+#endif
 
 namespace qformer::cpu::QF_ISA {
 
 constexpr int kPanelRows = kRegisters == 32 ? 6 : 3;
 constexpr int kPanelColumns = kMostVectors * kColumns;
+#if defined(QF_ISA_AVX2)
+constexpr bool kPacksOnItsWay = false;
+#else
+constexpr bool kPacksOnItsWay = true;  // the first tile packs w
+#endif
 constexpr int64_t kPanelFloats = kBlockGroups * kMostVectors * kLanes;
 
 // Groups of a block of `count` elements: whole vectors.
@@ -58,9 +66,13 @@ inline void pack_ragged_step(const PanelSource<typename Dot::W>& from, int64_t i
 template <class Dot>
 void pack_panel(const PanelSource<typename Dot::W>& from) {
   float* out = from.out;
-  for (int64_t i = 0; i < from.count; i += Dot::kStep, out += kColumns * kMostVectors * kLanes) {
-    pack_ragged_step<Dot>(from, i, out);
+  int64_t i = 0;
+  if (from.columns == kPanelColumns) {
+    for (; i + Dot::kStep <= from.count; i += Dot::kStep, out += kColumns * kMostVectors * kLanes) {
+      pack_w_step([&](int row) { return Dot::load_w(from.w + row * from.ldw + i); }, out);
+    }
   }
+  for (; i < from.count; i += Dot::kStep, out += kColumns * kMostVectors * kLanes) pack_ragged_step<Dot>(from, i, out);
 }
 
 // Adds a step of M x N products; the shorter side waits in registers, the longer passes through one.
@@ -117,15 +129,13 @@ inline __attribute__((always_inline)) void multiply_tile(const float* x, int64_t
   }
 }
 
-// Fetches `lines` before each vector of groups: a burst would fill the buffers that reads of x need too.
-struct SpreadFetcher {
-  Fetcher all;
-  int64_t lines;
-};
-
 template <class Dot, int M, bool kRows>
 void panel_tile(const float* x, int64_t ldx, const float* w, int64_t groups, bool first, float* sums, int64_t ld_sums,
                 SpreadFetcher& fetcher) {
+#if defined(QF_ISA_AVX2)
+  static_assert(!kRows);
+  if constexpr (M == kPanelRows) return panel_tile_avx2(x, w, groups, first, sums, ld_sums, fetcher);
+#endif
   Fetcher all = fetcher.all;
   const int64_t lines = fetcher.lines;
   multiply_tile<Dot, M, kRows>(x, ldx, w, groups, first, sums, ld_sums, [&](int64_t) { all.fetch(lines); });
@@ -171,7 +181,7 @@ void multiply_tiles(const PanelJob& job) {
   for (int64_t tile = 0; tile < tiles; tile++) {
     const int64_t rows = smaller(kPanelRows, job.rows - tile * kPanelRows);
     if (job.y != nullptr) fetch_to_write(job.y + (sums - job.sums) / job.ld_sums * job.ldy, job.ldy, rows, job.columns);
-    if (tile == 0 && rows == kPanelRows) {
+    if (kPacksOnItsWay && tile == 0 && rows == kPanelRows) {
       packing_tile<Dot, kPanelRows, kRows>(x, job.ldx, from, job.first, sums, job.ld_sums);
     } else {
       if (tile == 0) pack_panel<Dot>(from);

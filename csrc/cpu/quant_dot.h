@@ -181,18 +181,21 @@ inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord lo
   }
 #pragma GCC unroll 1  // or the compiler moves all products ahead of the sums, and spills them
   for (int word = 0; word < kWords<kBits>; word++) {
+    Vi w[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) {
-      const Vi w = load_word(word, v);
+    for (int v = 0; v < V; v++) w[v] = load_word(word, v);
 #pragma GCC unroll 4
-      for (int i = 0; i < 2 * kWordQuads<kBits>; i++) {
-        const Vi level = word_part<kBits>(w, i);
-        const int plane = i / kWordQuads<kBits>, part = i % kWordQuads<kBits>;
-        const float* quads = x + plane * M * kUnitQuads + word * kWordQuads<kBits> + part;
+    for (int i = 0; i < 2 * kWordQuads<kBits>; i++) {
+      const int plane = i / kWordQuads<kBits>, part = i % kWordQuads<kBits>;
+      const float* pairs = x + plane * M * kUnitQuads + word * kWordQuads<kBits> + part;
+      Vi levels[V];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          total[m][v] = mac_i16(total[m][v], broadcast_bits(quads + m * kUnitQuads), level);
-        }
+      for (int v = 0; v < V; v++) levels[v] = in_register(word_part<kBits>(w[v], i));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const Vi pair = in_register(broadcast_bits(pairs + m * kUnitQuads));
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) total[m][v] = mac_i16(total[m][v], pair, levels[v]);
       }
     }
   }
@@ -268,7 +271,7 @@ void quant_rows_tile(const float* x, const uint8_t* w, const uint16_t* scales, i
   }
 }
 
-constexpr int kQuantTileRows = kRegisters == 32 ? 6 : 3;
+constexpr int kQuantTileRows = kRegisters == 32 ? 6 : 4;
 
 // Blocks of rows of w that share a tile: as many vectors of columns as registers hold sums of.
 template <int M>

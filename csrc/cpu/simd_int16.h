@@ -32,11 +32,16 @@ inline Vi operator+(Vi a, Vi b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Vf as_float(Vi a) { return {_mm512_castsi512_ps(a.v)}; }
 inline Vi as_bits(Vf a) { return {_mm512_castps_si512(a.v)}; }
 inline Vf to_float(Vi a) { return {_mm512_cvtepi32_ps(a.v)}; }
-inline Vi mac_i16(Vi sum, Vi a, Vi b) {
+inline __attribute__((always_inline)) Vi mac_i16(Vi sum, Vi a, Vi b) {
 #if defined(__AVX512VNNI__)
   return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
 #else
-  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
+  __m512i product;
+  asm("vpmaddwd %3, %2, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+v"(sum.v), "=&v"(product)
+      : "v"(a.v), "vm"(b.v));
+  return sum;
 #endif
 }
 inline void store_i16(int16_t* p, Vf a) {
@@ -88,7 +93,15 @@ inline Vi operator+(Vi a, Vi b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline Vf as_float(Vi a) { return {_mm256_castsi256_ps(a.v)}; }
 inline Vi as_bits(Vf a) { return {_mm256_castps_si256(a.v)}; }
 inline Vf to_float(Vi a) { return {_mm256_cvtepi32_ps(a.v)}; }
-inline Vi mac_i16(Vi sum, Vi a, Vi b) { return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))}; }
+// In assembly: GCC 12 forms the products of many sums before it adds them, and spills.
+inline __attribute__((always_inline)) Vi mac_i16(Vi sum, Vi a, Vi b) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+x"(sum.v), "=&x"(product)
+      : "x"(a.v), "xm"(b.v));
+  return sum;
+}
 inline void store_i16(int16_t* p, Vf a) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
