@@ -1,5 +1,6 @@
 // Why rows miss their bars, as far as it was found: printed under a report for what it shows as lost. Figures are of a Zen 5 EPYC
-// unless an entry names the Emerald Rapids Xeon, both with two CPUs of a shared host, and of the change that found them.
+// unless an entry names the Emerald Rapids Xeon or the Zen 3 EPYC, all with two CPUs of a shared host, and of the change that found
+// them.
 
 interface Cause {
   /** The rows it is about, by "group: name". */
@@ -29,7 +30,14 @@ const CAUSES: readonly Cause[] = [
       'rows packing w costs 5 to 11 % and fetching it 9 to 20. ' +
       'With a matrix unit (Emerald Rapids Xeon, bf16): a step of four tile loads and four products takes 23 ns at best, its limit, and ' +
       '80 to 140 ns for seconds at a time; at best 257 × 1408 × 1408 reaches 44 %: writing y takes 15 %, packing x 11 %, sums that ' +
-      'wait between panels 15 %, and 257 rows take 17 tiles of 16.',
+      'wait between panels 15 %, and 257 rows take 17 tiles of 16. ' +
+      'With AVX2 alone (Zen 3 EPYC, no bf16 instructions, so that the limit is that of f32): the limit has no other instructions between its ' +
+      'multiply-adds, a tile of 3 × 4 vectors has 7 loads for 12. On this host a loop ' +
+      'of multiply-adds reaches 94 GFLOP/s in the middle of 400 samples, with as many additions of integers in between 79, the tile 84 to 89, ' +
+      'though each has 98 at best: the other thread of the core probably works for others. One thread spends 88 % of 257 × 1408 × 1408 in tiles, 6 in packing w, 3 in packing x. Found: GCC kept ' +
+      'sums in memory, which halved the speed (they are in registers now). Tried: tiles of 6 × 2 vectors (as fast), w straight from memory in ' +
+      'multiply-adds (0.7), fetching x ahead (0.94 to 1.05), blocks of 96 and 136 rows (0.90 to 1.19 times, slower at k = 1408, ' +
+      'faster at 6144), the same with w packed once for all blocks (0.99 to 1.07), panels of rows below 17 (0.5 to 1.05).',
   },
   {
     of: /^linear, one row: .* int[48] /,
@@ -70,7 +78,9 @@ const CAUSES: readonly Cause[] = [
     text:
       'Without a matrix unit the limit of bf16 is twice that of f32, and onnxruntime-node reaches 75 to 80 % of the latter: twice its speed ' +
       'would take as much of the bf16 limit, epilogues, attention and norms included. Attention in bf16 dot products takes 1.7 to 2.2 ms a layer ' +
-      'with one thread, in f32 2.9 to 3.6.',
+      'with one thread, in f32 2.9 to 3.6. ' +
+      'With AVX2 alone (Zen 3 EPYC) bf16 weights are multiplied in f32, at the limit of f32, and twice the speed of onnxruntime-node would be ' +
+      'above it.',
   },
   {
     of: /^ViT-g.* f32$/,

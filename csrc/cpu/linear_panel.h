@@ -20,7 +20,7 @@ namespace qformer::cpu::QF_ISA {
 constexpr int kPanelRows = kRegisters == 32 ? 6 : 3;
 constexpr int kPanelColumns = kMostVectors * kColumns;
 #if defined(QF_ISA_AVX2)
-constexpr bool kPacksOnItsWay = false;
+constexpr bool kPacksOnItsWay = false;  // its tile is all assembly
 #else
 constexpr bool kPacksOnItsWay = true;  // the first tile packs w
 #endif

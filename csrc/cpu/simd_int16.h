@@ -35,7 +35,7 @@ inline Vf to_float(Vi a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline __attribute__((always_inline)) Vi mac_i16(Vi sum, Vi a, Vi b) {
 #if defined(__AVX512VNNI__)
   return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
-#else
+#else  // as with AVX2 below
   __m512i product;
   asm("vpmaddwd %3, %2, %1\n\t"
       "vpaddd %1, %0, %0"
