@@ -32,9 +32,9 @@ const CAUSES: readonly Cause[] = [
       '80 to 140 ns for seconds at a time; at best 257 × 1408 × 1408 reaches 44 %: writing y takes 15 %, packing x 11 %, sums that ' +
       'wait between panels 15 %, and 257 rows take 17 tiles of 16. ' +
       'With AVX2 alone (Zen 3 EPYC, no bf16 instructions, so that the limit is that of f32): the limit has no other instructions between its ' +
-      'multiply-adds, a tile of 3 × 4 vectors has 7 loads for 12. On this host a loop ' +
-      'of multiply-adds reaches 94 GFLOP/s in the middle of 400 samples, with as many additions of integers in between 79, the tile 84 to 89, ' +
-      'though each has 98 at best: the other thread of the core probably works for others. One thread spends 88 % of 257 × 1408 × 1408 in tiles, 6 in packing w, 3 in packing x. Found: GCC kept ' +
+      'multiply-adds, a tile of 3 × 4 vectors has 7 loads for 12. On that host a loop of multiply-adds reaches 94 GFLOP/s in the middle of 400 ' +
+      'samples, with as many additions of integers in between 79, the tile 84 to 89, though each has 98 at best: the other thread of the core ' +
+      'probably works for others. One thread spends 88 % of 257 × 1408 × 1408 in tiles, 6 in packing w, 3 in packing x. Found: GCC kept ' +
       'sums in memory, which halved the speed (they are in registers now). Tried: tiles of 6 × 2 vectors (as fast), w straight from memory in ' +
       'multiply-adds (0.7), fetching x ahead (0.94 to 1.05), blocks of 96 and 136 rows (0.90 to 1.19 times, slower at k = 1408, ' +
       'faster at 6144), the same with w packed once for all blocks (0.99 to 1.07), panels of rows below 17 (0.5 to 1.05).',

@@ -100,7 +100,10 @@ export function peerMarkdown(report: PeerReport, svg: string): string {
     lines.push(...table(['', 'threads', 'measured', 'bar', '', ''], cells));
   }
   const causes = causesOf(lostIn(report));
-  if (causes.length > 0) lines.push('', '## Causes found of what is lost', '', ...causes);
+  if (causes.length > 0) {
+    const whose = 'Figures are of a Zen 5 EPYC, whatever this report is of, but where an entry names another machine.';
+    lines.push('', '## Causes found of what is lost', '', whose, '', ...causes);
+  }
   return `${lines.join('\n')}\n`;
 }
 
