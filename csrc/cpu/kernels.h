@@ -133,6 +133,7 @@ struct TileKernels {
 struct LinearKernels {
   int32_t tile_rows, panel_columns;
   int64_t panel_floats;  // of a packed block of a panel
+  int64_t far_columns;   // of a task, where packed x does not stay in L3
   DotKernels f32, f16, bf16, bf16_products;
   void (*finish)(const Finish& job);
   void (*lora_row)(const void* w, const float* a, const float* b, void* y, int64_t rank, int64_t n, float scaling,

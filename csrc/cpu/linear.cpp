@@ -23,7 +23,10 @@ namespace {
 constexpr int64_t kPanelsFrom = 17;
 constexpr int64_t kBlockRows = 272;  // a block of k of so many packed rows has 408 KiB of an L2 of 1 MiB
 constexpr int64_t kStayingFloats = (1 << 19) / sizeof(float);  // of packed x that L2 keeps
-constexpr int64_t kTaskColumns = 64;
+constexpr int64_t kTaskColumns = 64, kTasksPerThread = 12;
+// Packed x beyond so many bytes waits further away than L3, and each task fetches all of it: fewer and wider ones are
+// faster where a panel is narrow (LinearKernels::far_columns).
+constexpr int64_t kFarFloats = (7 << 19) / sizeof(float), kFarTasksPerThread = 3;
 constexpr int64_t kTasksTogether = 2;
 // So few threads pack x each for itself: lines that both read would have to cross from core to core. On a Zen 5 EPYC
 // products of bf16 then are 1.15 to 1.3 times as fast at 768 x 768, 0.98 to 1.05 times at larger sizes.
@@ -245,9 +248,11 @@ class PanelTask {
 
 void run_panels(const LinearCall& call, const DotKernels& dot) {
   const int64_t width = kernels().linear.panel_columns;
-  const int64_t per_thread = round_up(ceil_div(call.n, pool_threads() * 12), width);
-  const int64_t columns = std::clamp(per_thread, width, round_up(kTaskColumns, width));
   const int64_t block = ceil_div(call.m, ceil_div(call.m, kBlockRows));
+  const bool far = block * packed_floats(dot, call.k) > kFarFloats;
+  const int64_t tasks = pool_threads() * (far ? kFarTasksPerThread : kTasksPerThread);
+  const int64_t most = round_up(far ? kernels().linear.far_columns : kTaskColumns, width);
+  const int64_t columns = std::clamp(round_up(ceil_div(call.n, tasks), width), width, most);
   for (int64_t row = 0; row < call.m; row += block) {
     share(
         ceil_div(call.n, columns), kTasksTogether,

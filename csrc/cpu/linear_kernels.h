@@ -46,15 +46,9 @@ inline constexpr DotKernels kDotKernels = {
 };
 
 inline constexpr LinearKernels kLinearKernels = {
-    kPanelRows,
-    kPanelColumns,
-    kPanelFloats,
-    kDotKernels<DotF32>,
-    kDotKernels<DotF16>,
-    kDotKernels<DotBf16>,
-    kDotKernels<DotBf16Products>,
-    finish_rows,
-    lora_row_any,
+    kPanelRows,          kPanelColumns,       kPanelFloats,         kFarColumns,
+    kDotKernels<DotF32>, kDotKernels<DotF16>, kDotKernels<DotBf16>, kDotKernels<DotBf16Products>,
+    finish_rows,         lora_row_any,
 };
 
 }  // namespace qformer::cpu::QF_ISA

@@ -8,7 +8,8 @@
 //
 // A lane is a column, and a step a quad: four columns of k, of which a number of x is repeated for all lanes. With byte
 // products (AVX-512 VNNI) 16 bits of x are 256 * high + low, two signed bytes; without, pairs of 16-bit numbers are
-// multiplied, in the order in which shifts and masks take a word of weights apart, whatever bits x has.
+// multiplied, in the order in which shifts and masks take a word of weights apart, whatever bits x has. Where there are
+// products of pairs of bytes (AVX2), 16 bits hold those of 4-bit weights and 8 bits of x for half a unit.
 //   packed x of M rows, each unit: [plane][M][quad][4 bytes], M scales, M offsets
 // A plane has the high bytes, the low bytes or the only ones of x, or its columns 0 and 2 or 1 and 3 of each quad. An
 // offset is what the sum of a unit lacks, since weights are stored plus quant_zero.
@@ -23,17 +24,23 @@ namespace qformer::cpu::QF_ISA {
 constexpr int kUnitQuads = kQuantUnit / 4;
 constexpr int kRowVectors = kQuantRows / kLanes;  // of a block of rows of w
 
+// Whether x is packed as bytes.
 #if defined(QF_BYTE_PRODUCTS)
-template <int kXBits>
-constexpr int kPlanes = kXBits / 8;
+template <int kBits, int kXBits>
+constexpr bool kBytes = true;
+#elif defined(QF_BYTE_PAIRS)
+template <int kBits, int kXBits>
+constexpr bool kBytes = kBits == 4 && kXBits == 8;
 #else
-template <int kXBits>
-constexpr int kPlanes = 2;
+template <int kBits, int kXBits>
+constexpr bool kBytes = false;
 #endif
+template <int kBits, int kXBits>
+constexpr int kPlanes = kBytes<kBits, kXBits> ? kXBits / 8 : 2;
 
 // Floats that a unit of a row of x takes, packed.
-template <int kXBits>
-constexpr int kUnitFloats = kPlanes<kXBits> * kUnitQuads + 2;
+template <int kBits, int kXBits>
+constexpr int kUnitFloats = kPlanes<kBits, kXBits> * kUnitQuads + 2;
 
 // Quads of a word of weights, and words of a unit.
 template <int kBits>
@@ -73,38 +80,36 @@ inline void round_unit(const float* x, Level* levels, float* scale, float* sum) 
 }
 
 // Packs a unit; its planes lie `stride` floats apart.
-template <int kXBits>
+template <int kBits, int kXBits>
 inline void pack_unit(const float* x, int64_t stride, float* out, float* scale, float* sum) {
-#if defined(QF_BYTE_PRODUCTS)
   auto* bytes = reinterpret_cast<int8_t*>(out);
-  if constexpr (kXBits == 16) {
+  if constexpr (kPlanes<kBits, kXBits> == 1) {
+    round_unit<kXBits>(x, bytes, scale, sum);
+  } else {
     alignas(64) int16_t levels[kQuantUnit];
     round_unit<kXBits>(x, levels, scale, sum);
+#if defined(QF_BYTE_PRODUCTS)
     split_levels(levels, bytes, bytes + 4 * stride);
-  } else {
-    round_unit<kXBits>(x, bytes, scale, sum);
-  }
 #else
-  int16_t levels[kQuantUnit];
-  round_unit<kXBits>(x, levels, scale, sum);
-  for (int quad = 0; quad < kUnitQuads; quad++) {
-    const int16_t* of = levels + 4 * quad;
-    const int16_t even[2] = {of[0], of[2]}, odd[2] = {of[1], of[3]};
-    __builtin_memcpy(out + quad, even, 4);
-    __builtin_memcpy(out + stride + quad, odd, 4);
-  }
+    for (int quad = 0; quad < kUnitQuads; quad++) {
+      const int16_t* of = levels + 4 * quad;
+      const int16_t even[2] = {of[0], of[2]}, odd[2] = {of[1], of[3]};
+      __builtin_memcpy(bytes + 4 * quad, even, 4);
+      __builtin_memcpy(bytes + 4 * (stride + quad), odd, 4);
+    }
 #endif
+  }
 }
 
 // Packs `count` columns, whole units, of some rows of x.
 template <int kBits, int kXBits>
 void pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_t count, float* out) {
-  constexpr int64_t kPlaneFloats = kUnitFloats<kXBits> - 2;
+  constexpr int64_t kPlaneFloats = kUnitFloats<kBits, kXBits> - 2;
   for (int64_t row = 0; row < rows; row++) {
     float* to = out;
-    for (int64_t i = 0; i < count; i += kQuantUnit, to += kUnitFloats<kXBits> * rows) {
+    for (int64_t i = 0; i < count; i += kQuantUnit, to += kUnitFloats<kBits, kXBits> * rows) {
       float sum, *scales = to + kPlaneFloats * rows;
-      pack_unit<kXBits>(x + row * ldx + i, kUnitQuads * rows, to + kUnitQuads * row, scales + row, &sum);
+      pack_unit<kBits, kXBits>(x + row * ldx + i, kUnitQuads * rows, to + kUnitQuads * row, scales + row, &sum);
       const auto offset = -quant_zero(kBits) * static_cast<int32_t>(sum);
       __builtin_memcpy(scales + rows + row, &offset, 4);
     }
@@ -113,7 +118,7 @@ void pack_quant_x(const float* x, int64_t ldx, int64_t rows, int64_t count, floa
 
 // ---- sums of a unit ----
 
-#if defined(QF_BYTE_PRODUCTS)
+#if defined(QF_BYTE_PRODUCTS) || defined(QF_BYTE_PAIRS)
 // A quad of M rows of x times V vectors of columns.
 template <int M, int V>
 inline __attribute__((always_inline)) void add_quad(const float* x, const Vi (&levels)[V], Vi (&sum)[M][V]) {
@@ -125,10 +130,13 @@ inline __attribute__((always_inline)) void add_quad(const float* x, const Vi (&l
   }
 }
 
-// Planes of x times V vectors of columns, each with sums of its own: load_word(i, v) is word i of vector v.
+// Planes of x times words [begin, end) of V vectors of columns, each with sums of its own: load_word(i, v) is word i of
+// vector v.
 template <int kBits, int M, int V, class LoadWord, class... Sums>
-inline __attribute__((always_inline)) void add_planes(const float* x, LoadWord load_word, Sums (&... sums)[M][V]) {
-  for (int word = 0; word < kWords<kBits>; word++) {
+inline __attribute__((always_inline)) void add_planes(const float* x, int begin, int end, LoadWord load_word,
+                                                      Sums (&... sums)[M][V]) {
+  x += begin * kWordQuads<kBits>;
+  for (int word = begin; word < end; word++) {
     Vi w[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) w[v] = load_word(word, v);
@@ -146,7 +154,7 @@ inline __attribute__((always_inline)) void add_planes(const float* x, LoadWord l
 
 template <int kBits, int kXBits, int M, int V, class LoadWord>
 inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord load_word, Vi (&total)[M][V]) {
-  const float* offsets = x + (kUnitFloats<kXBits> - 1) * M;
+  const float* offsets = x + (kUnitFloats<kBits, kXBits> - 1) * M;
 #if defined(QF_BYTE_PRODUCTS)
   // Both planes at once where registers hold the sums of both; else w is read twice.
   constexpr bool kAtOnce = 3 * M * V <= kRegisters - 4;
@@ -161,24 +169,45 @@ inline __attribute__((always_inline)) void unit_sums(const float* x, LoadWord lo
     }
   }
   if constexpr (kXBits == 8) {
-    add_planes<kBits>(x, load_word, low);
+    add_planes<kBits>(x, 0, kWords<kBits>, load_word, low);
   } else if constexpr (kAtOnce) {
-    add_planes<kBits>(x, load_word, high, low);
+    add_planes<kBits>(x, 0, kWords<kBits>, load_word, high, low);
   } else {
-    add_planes<kBits>(x, load_word, high);
+    add_planes<kBits>(x, 0, kWords<kBits>, load_word, high);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) total[m][v] = kXBits == 8 ? low[m][v] : times_256(high[m][v]) + low[m][v];
   }
-  if constexpr (kXBits == 16 && !kAtOnce) add_planes<kBits>(x + kUnitQuads * M, load_word, total);
+  if constexpr (kXBits == 16 && !kAtOnce) add_planes<kBits>(x + kUnitQuads * M, 0, kWords<kBits>, load_word, total);
 #else
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) total[m][v] = broadcast_bits(offsets + m);
   }
+#if defined(QF_BYTE_PAIRS)
+  if constexpr (kBytes<kBits, kXBits>) {
+    static_assert(kUnitQuads / 2 * 2 * 15 * 127 < 1 << 15);
+    for (int half = 0; half < 2; half++) {
+      Vi pairs[M][V];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) pairs[m][v] = zero_bits();
+      }
+      add_planes<kBits>(x, half * kWords<kBits> / 2, (half + 1) * kWords<kBits> / 2, load_word, pairs);
+      const Vi one = broadcast_i16(1);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) total[m][v] = mac_i16(total[m][v], pairs[m][v], one);
+      }
+    }
+    return;
+  }
+#endif
 #pragma GCC unroll 1  // or the compiler moves all products ahead of the sums, and spills them
   for (int word = 0; word < kWords<kBits>; word++) {
     Vi w[V];
@@ -240,7 +269,7 @@ void quant_rows_tile(const float* x, const uint8_t* w, const uint16_t* scales, i
           return as_bits(load_partial(reinterpret_cast<const float*>(from), lanes_of(rows, v)));
         },
         total);
-    const float* x_scales = x + (kUnitFloats<kXBits> - 2) * M;
+    const float* x_scales = x + (kUnitFloats<kBits, kXBits> - 2) * M;
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
       const uint16_t* block = scales + v / kRowVectors * scale_stride;
@@ -250,7 +279,7 @@ void quant_rows_tile(const float* x, const uint8_t* w, const uint16_t* scales, i
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) sum[m][v] = fma(to_float(total[m][v]), scale * broadcast(x_scales[m]), sum[m][v]);
     }
-    x += kUnitFloats<kXBits> * M;
+    x += kUnitFloats<kBits, kXBits> * M;
     w += unit_words(kBits) * 4 * height;
     if (--left == 0) {
       left = group_units;

@@ -8,7 +8,7 @@ namespace qformer::cpu::QF_ISA {
 
 template <int kBits, int kXBits>
 inline constexpr DotKernels kQuantDot = {
-    kBits,   kQuantUnit, kUnitFloats<kXBits>,         kQuantTileRows,
+    kBits,   kQuantUnit, kUnitFloats<kBits, kXBits>,  kQuantTileRows,
     0,       false,      pack_quant_x<kBits, kXBits>, quant_rows_of<kBits, kXBits>,
     nullptr,
 };

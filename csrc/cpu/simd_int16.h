@@ -5,9 +5,14 @@
 //   mac_i16(sum, a, b): lane i of sum plus the products of the 16-bit pairs of lane i
 //   store_i16(p, v): kLanes whole numbers of the Vf v as 16 bits, saturated
 //   word_part<bits>(v, i): from each 16-bit word of packed weights the i-th weight, as stored
-// and where QF_BYTE_PRODUCTS is defined:
+// where QF_BYTE_PRODUCTS or QF_BYTE_PAIRS is defined:
 //   byte_part<bits>(v, i): from each byte of packed weights the i-th weight, as stored
-//   mac_bytes(sum, a, b): lane i of sum plus the products of the four bytes of lane i, those of a unsigned, of b signed
+//   mac_bytes(sum, a, b): lane i of sum, of 32 bits with QF_BYTE_PRODUCTS, else of 16, plus the products of the bytes
+//   of
+//     lane i, those of a unsigned, of b signed
+// where QF_BYTE_PAIRS is:
+//   broadcast_i16(n): n in every 16-bit lane
+// and where QF_BYTE_PRODUCTS is:
 //   times_256(v): of 32-bit lanes
 //   split_levels(p, high, low): of 64 16-bit numbers, the signed bytes that make 256 * high + low
 #pragma once
@@ -15,6 +20,31 @@
 #include "simd.h"
 
 namespace qformer::cpu::QF_ISA {
+
+#if defined(__AVX512VNNI__)
+#define QF_BYTE_PRODUCTS
+#elif defined(QF_ISA_AVX512) || defined(QF_ISA_AVX2)
+#define QF_BYTE_PAIRS
+// In assembly: GCC 12 forms the products of many sums before it adds them, and spills.
+template <class V>
+inline __attribute__((always_inline)) V multiply_and_add_pairs(V sum, V a, V b) {
+  V product;
+  asm("vpmaddwd %3, %2, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+v"(sum), "=&v"(product)
+      : "v"(a), "vm"(b));
+  return sum;
+}
+template <class V>
+inline __attribute__((always_inline)) V multiply_and_add_byte_pairs(V sum, V a, V b) {
+  V product;
+  asm("vpmaddubsw %3, %2, %1\n\t"
+      "vpaddw %1, %0, %0"
+      : "+v"(sum), "=&v"(product)
+      : "v"(a), "vm"(b));
+  return sum;
+}
+#endif
 
 #if defined(QF_ISA_AVX512)
 
@@ -35,13 +65,8 @@ inline Vf to_float(Vi a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline __attribute__((always_inline)) Vi mac_i16(Vi sum, Vi a, Vi b) {
 #if defined(__AVX512VNNI__)
   return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
-#else  // as with AVX2 below
-  __m512i product;
-  asm("vpmaddwd %3, %2, %1\n\t"
-      "vpaddd %1, %0, %0"
-      : "+v"(sum.v), "=&v"(product)
-      : "v"(a.v), "vm"(b.v));
-  return sum;
+#else
+  return {multiply_and_add_pairs(sum.v, a.v, b.v)};
 #endif
 }
 inline void store_i16(int16_t* p, Vf a) {
@@ -52,14 +77,18 @@ inline Vi word_part(Vi a, int i) {
   const __m512i shifted = i == 0 ? a.v : _mm512_srli_epi16(a.v, static_cast<unsigned>(kBits * i));
   return {i == 16 / kBits - 1 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi16((1 << kBits) - 1))};
 }
-
-#if defined(__AVX512VNNI__)
-#define QF_BYTE_PRODUCTS
 template <int kBits>
 inline Vi byte_part(Vi a, int i) {
   if (kBits == 8) return a;
   return {_mm512_and_si512(i == 0 ? a.v : _mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
+
+#if defined(QF_BYTE_PAIRS)
+inline Vi broadcast_i16(int16_t n) { return {_mm512_set1_epi16(n)}; }
+inline __attribute__((always_inline)) Vi mac_bytes(Vi sum, Vi a, Vi b) {
+  return {multiply_and_add_byte_pairs(sum.v, a.v, b.v)};
+}
+#else
 // Not by its intrinsic: for loops of many sums GCC 12 keeps two registers of each, copies between them and spills.
 inline __attribute__((always_inline)) Vi mac_bytes(Vi sum, Vi a, Vi b) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "vm"(b.v));
@@ -93,14 +122,8 @@ inline Vi operator+(Vi a, Vi b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline Vf as_float(Vi a) { return {_mm256_castsi256_ps(a.v)}; }
 inline Vi as_bits(Vf a) { return {_mm256_castps_si256(a.v)}; }
 inline Vf to_float(Vi a) { return {_mm256_cvtepi32_ps(a.v)}; }
-// In assembly: GCC 12 forms the products of many sums before it adds them, and spills.
 inline __attribute__((always_inline)) Vi mac_i16(Vi sum, Vi a, Vi b) {
-  __m256i product;
-  asm("vpmaddwd %3, %2, %1\n\t"
-      "vpaddd %1, %0, %0"
-      : "+x"(sum.v), "=&x"(product)
-      : "x"(a.v), "xm"(b.v));
-  return sum;
+  return {multiply_and_add_pairs(sum.v, a.v, b.v)};
 }
 inline void store_i16(int16_t* p, Vf a) {
   const __m256i whole = _mm256_cvtps_epi32(a.v);
@@ -111,6 +134,15 @@ template <int kBits>
 inline Vi word_part(Vi a, int i) {
   const __m256i shifted = i == 0 ? a.v : _mm256_srli_epi16(a.v, kBits * i);
   return {i == 16 / kBits - 1 ? shifted : _mm256_and_si256(shifted, _mm256_set1_epi16((1 << kBits) - 1))};
+}
+template <int kBits>
+inline Vi byte_part(Vi a, int i) {
+  if (kBits == 8) return a;
+  return {_mm256_and_si256(i == 0 ? a.v : _mm256_srli_epi16(a.v, 4), _mm256_set1_epi8(15))};
+}
+inline Vi broadcast_i16(int16_t n) { return {_mm256_set1_epi16(n)}; }
+inline __attribute__((always_inline)) Vi mac_bytes(Vi sum, Vi a, Vi b) {
+  return {multiply_and_add_byte_pairs(sum.v, a.v, b.v)};
 }
 
 #elif defined(QF_ISA_NEON)

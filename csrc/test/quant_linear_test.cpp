@@ -227,6 +227,27 @@ TEST("quantised products equal the exact result of the widened weights, in whole
   });
 }
 
+TEST("sums of the largest levels of weights and of x fit into their integers") {
+  on_every_form([](int32_t bits, int32_t math) {
+    for (const int64_t m : {1, 3, 7, 20}) {
+      Problem problem(m, 19, 256, 64, bits, math);
+      // 1, -1, or one after the other
+      const auto value = [](int64_t row, int64_t i) {
+        return row % 3 == 2 ? 1.0f - 2.0f * (i % 2) : 1.0f - row % 3 * 2;
+      };
+      std::vector<float> w(static_cast<size_t>(problem.n * problem.k));
+      for (int64_t at = 0; at < m * problem.k; at++) {
+        problem.x[static_cast<size_t>(at)] = value(at / problem.k + m, at % problem.k);
+      }
+      for (int64_t at = 0; at < problem.n * problem.k; at++) {
+        w[static_cast<size_t>(at)] = value(at / problem.k, at % problem.k);
+      }
+      problem.codes = codes_of(w, problem.n, problem.k, problem.group, bits);
+      problem.check();
+    }
+  });
+}
+
 TEST("a quantised product of rows that are zero, tiny, huge or not finite spoils no other row") {
   on_every_form([](int32_t bits, int32_t math) {
     for (const int64_t m : {6, 30}) {
