@@ -185,6 +185,7 @@ function visionComparison(batch: number, weights: 'f32' | 'bf16' | 'w8a8', bars:
     rivals: weights === 'f32' ? [onnx] : [torch, onnx],
     bars,
     files: ['vit-g', 'vit-g-onnx'],
+    effort: 2,
   };
 }
 

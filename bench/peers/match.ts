@@ -23,6 +23,8 @@ const MIN_ROUNDS = 5;
 const MAX_ROUNDS = 25;
 /** A contestant that collapses (threads that spin on a busy machine) may stretch a row to so many times its budget. */
 const PATIENCE = 3;
+/** One whose turn takes longer than the row's budget and so many times ours has that turn alone, and its time is not counted. */
+const TOO_SLOW = 5;
 /** A turn repeats short runs for this long, ms. */
 const TURN_MS = 150;
 
@@ -39,6 +41,7 @@ interface Side {
   process: ContestantProcess;
   part: number;
   times: number[];
+  sitsOut?: boolean;
   note?: string;
   error?: string;
 }
@@ -104,17 +107,21 @@ async function enter(who: Contestant, task: Task, threads: number, part = 1): Pr
 async function takeTurns(sides: Side[], { effort = 1 }: Comparison, rules: Rules, between: () => void): Promise<void> {
   const minRounds = rules.minRounds ?? MIN_ROUNDS;
   const budget = rules.budget * effort;
-  const start = performance.now();
+  let start = performance.now();
   for (let round = 0; round < MAX_ROUNDS; round++) {
     const elapsed = performance.now() - start;
     if (round > 0 && elapsed > budget * (round < minRounds ? PATIENCE : 1)) break;
     for (const side of sides) {
-      if (side.error !== undefined) continue;
+      if (side.error !== undefined || side.sitsOut) continue;
+      const before = performance.now();
       try {
         side.times.push(middle((await side.process.ask({ turn: TURN_MS })).ms!) / side.part);
       } catch (error) {
         side.error = (error as Error).message;
       }
+      const turn = performance.now() - before;
+      side.sitsOut = turn > budget && turn > TOO_SLOW * (sides[0]!.times[0] ?? Infinity);
+      if (side.sitsOut) start += turn;
     }
     between();
   }
